@@ -1,0 +1,250 @@
+"""Experiment: one frozen, typed description of a run, from a YAML file and dotted `key=value` overrides.
+
+Every mistake is reported at once, each with the nearest right key. A plug-in's settings are the class
+`Config` in the file that its name names: `network: {name: resnet}` is medray/networks/resnet.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, cast, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic_core import PydanticCustomError
+from yaml import YAMLError
+
+from medray.sections import (
+    AugmentSection,
+    DatasetSection,
+    NetworkSection,
+    OptimizerSection,
+    Plugin,
+    PreprocessSection,
+    ScalingSection,
+    ScheduleSection,
+    Section,
+    ServeSection,
+    SplitSection,
+    TaskSection,
+    TrackingSection,
+    TrainSection,
+    TuneSection,
+)
+
+PACKAGE = Path(__file__).parent
+EXPERIMENTS = PACKAGE / "experiments"
+DEFAULT_EXPERIMENT = "phantom"
+MAX_YAML_BYTES = 1 << 20
+
+
+class ConfigError(Exception):
+    """Everything that is wrong with an experiment, one line per mistake."""
+
+    def __init__(self, mistakes: Iterable[str]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(self.mistakes))
+
+
+def plugins(folder: str) -> tuple[str, ...]:
+    """Names of the plug-ins in medray/`folder`: the files that define a `Config`."""
+    files = sorted((PACKAGE / folder).glob("*.py"))
+    return tuple(file.stem for file in files if re.search(r"^class Config\(", file.read_text(encoding="utf-8"), re.M))
+
+
+def load_plugin(folder: str, name: str) -> ModuleType:
+    """The module medray/`folder`/`name`.py."""
+    return importlib.import_module(f"medray.{folder}.{name}")
+
+
+def _resolve(folder: str, value: object) -> Plugin:
+    """Settings of the plug-in that `value` names, checked by the plug-in's own Config."""
+    if isinstance(value, Plugin):
+        return value
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        known = ", ".join(plugins(folder))
+        raise PydanticCustomError("plugin", "needs a name, one of: {known}", {"known": known})
+    name = value["name"]
+    if name not in plugins(folder):
+        known = ", ".join(plugins(folder))
+        near = _nearest(name, plugins(folder))
+        raise PydanticCustomError(
+            "plugin", "'{name}' not found{near}; there are: {known}", {"name": name, "near": near, "known": known}
+        )
+    config = cast(type[Plugin], load_plugin(folder, name).Config)
+    return config.model_validate(dict(value))
+
+
+class Experiment(Section):
+    """One run, whole: what flows unchanged through prepare, train, tune, track and serve."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+    """Names the MLflow experiment, the run folders and the registered model."""
+    seed: int = 0
+    dataset: Annotated[SerializeAsAny[DatasetSection], BeforeValidator(partial(_resolve, "datasets"))]
+    split: SplitSection = SplitSection()
+    preprocess: PreprocessSection = PreprocessSection()
+    augment: AugmentSection = AugmentSection()
+    task: Annotated[SerializeAsAny[TaskSection], BeforeValidator(partial(_resolve, "tasks"))]
+    network: Annotated[SerializeAsAny[NetworkSection], BeforeValidator(partial(_resolve, "networks"))]
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    train: TrainSection = TrainSection()
+    scaling: ScalingSection = ScalingSection()
+    tracking: TrackingSection = TrackingSection()
+    tune: TuneSection = TuneSection()
+    serve: ServeSection = ServeSection()
+
+    @property
+    def model_name(self) -> str:
+        """Name in the model registry."""
+        return self.tracking.model or self.name
+
+
+PLUGIN_FOLDERS = {"dataset": "datasets", "task": "tasks", "network": "networks"}
+
+
+def load(source: str | Path | None = None, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment in a YAML file, or the packaged one of that name, with `key=value` overrides.
+
+    Raises:
+        ConfigError: with every mistake in file and overrides.
+    """
+    file = _find(source or DEFAULT_EXPERIMENT)
+    return parse(_override(_read_yaml(file), overrides), base=file.parent)
+
+
+def parse(tree: Mapping[str, Any], base: Path | None = None) -> Experiment:
+    """The experiment in a plain tree of settings; relative paths are taken from the working folder.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    try:
+        return Experiment.model_validate(dict(tree))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, tree)) from None
+
+
+def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """The experiment with dotted keys set to plain values, checked again.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    config = OmegaConf.create(experiment.model_dump(mode="json"))
+    for key, value in values.items():
+        OmegaConf.update(config, key, value, merge=True, force_add=True)
+    return parse(_plain(config))
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """The whole experiment, defaults included, as YAML that `load` takes."""
+    return OmegaConf.to_yaml(OmegaConf.create(experiment.model_dump(mode="json")))
+
+
+def _find(source: str | Path) -> Path:
+    """The file that `source` names."""
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError([f"experiment file '{path}' does not exist (looked in {Path.cwd()})"])
+        return path
+    packaged = EXPERIMENTS / f"{source}.yaml"
+    if not packaged.is_file():
+        known = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
+        near = _nearest(str(source), known)
+        raise ConfigError([f"experiment '{source}' not found{near}; packaged are: {', '.join(known)}; or give a .yaml file"])
+    return packaged
+
+
+def _read_yaml(file: Path) -> Any:
+    """The tree in a YAML file, safely loaded."""
+    if file.stat().st_size > MAX_YAML_BYTES:
+        raise ConfigError([f"{file.name} is {file.stat().st_size} bytes; an experiment has at most {MAX_YAML_BYTES}"])
+    try:
+        config = OmegaConf.load(file)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError([f"{file.name} is not valid YAML: {' '.join(str(error).split())}"]) from None
+    if not OmegaConf.is_dict(config):
+        raise ConfigError([f"{file.name} holds no sections; expected 'dataset:', 'network:', ..."])
+    return config
+
+
+def _override(config: Any, overrides: Iterable[str]) -> dict[str, Any]:
+    """The tree with `key=value` settings laid over it; naming another plug-in drops the old one's settings."""
+    mistakes = []
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            mistakes.append(f"'{item}' is not a setting; write key=value, for example train.epochs=50")
+            continue
+        try:
+            parsed = OmegaConf.from_dotlist([f"value={value}"]).value
+            section = key.removesuffix(".name")
+            if section in PLUGIN_FOLDERS and OmegaConf.select(config, f"{section}.name") not in (None, parsed):
+                OmegaConf.update(config, section, {}, merge=False)
+            OmegaConf.update(config, key, parsed, merge=True, force_add=True)
+        except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+            mistakes.append(f"'{item}': {' '.join(str(error).split())}")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return _plain(config)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The tree as plain dicts and lists, interpolations resolved."""
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError([" ".join(str(error).split())]) from None
+
+
+def _explain(error: ValidationError, tree: Mapping[str, Any]) -> Iterator[str]:
+    """One line per mistake: where, what, and the nearest right key."""
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = _nearest(str(item["loc"][-1]), _fields(item["loc"][:-1], tree))
+            yield f"{where}: no such setting{near}"
+        elif item["type"] == "missing":
+            yield f"{where}: is missing"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            given = item["input"]
+            shown = "" if isinstance(given, Mapping | BaseModel) else f" (got {given!r})"
+            yield f"{where}: {message}{shown}"
+
+
+def _fields(loc: tuple[int | str, ...], tree: Mapping[str, Any]) -> list[str]:
+    """Names of the settings at a place of the experiment."""
+    section: type[BaseModel] = Experiment
+    value: Any = tree
+    for part in loc:
+        value = value.get(part) if isinstance(value, Mapping) else None
+        if section is Experiment and part in PLUGIN_FOLDERS:
+            name = value if isinstance(value, str) else (value or {}).get("name")
+            section = load_plugin(PLUGIN_FOLDERS[str(part)], str(name)).Config
+            continue
+        inner = [section.model_fields[str(part)].annotation] if str(part) in section.model_fields else []
+        inner += [argument for annotation in inner for argument in get_args(annotation)]
+        found = [cls for cls in inner if isinstance(cls, type) and issubclass(cls, BaseModel)]
+        if not found:
+            return []
+        section = found[0]
+    return list(section.model_fields)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' where something known is close, else ''."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

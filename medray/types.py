@@ -1,0 +1,148 @@
+"""The nouns that every room of medray speaks: Source, Case, CaseRef, Dataset, Batch, Prediction, InputError.
+
+Letters in shapes: B batch, C channel, K class, N cases, S the spatial axes (2 or 3 of them).
+World coordinates are RAS+ (right, anterior, superior) as in nibabel; 2D axes are (row, column).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Array = np.ndarray
+Split = Literal["train", "val", "test"]
+
+
+class InputError(Exception):
+    """The only exception that bad input may raise.
+
+    `code` is a fixed word, the same in training and in serving; `detail` names the fact, the limit and
+    the value, never a path or a patient's data; `hint` says how to mend it.
+    """
+
+    def __init__(self, code: str, detail: str, hint: str = "") -> None:
+        super().__init__(code, detail, hint)
+        self.code = code
+        self.detail = detail
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}" + (f" ({self.hint})" if self.hint else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayRef:
+    """One image inside an array file: `path` (.npz or .npy), array `member` ('' in .npy), first-axis `index`."""
+
+    path: Path
+    member: str
+    index: int
+
+
+Source = Path | ArrayRef | bytes
+"""Where the bytes of one image are: a file, a row of an array file, or the bytes themselves."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """One image of one patient, with its place in the world."""
+
+    case_id: str
+    image: Array
+    """(C, *S), any real dtype; 2D is (row, column), 3D is nibabel's (i, j, k)."""
+    affine: Array
+    """(4, 4) float64, voxel -> RAS+ world; a 2D image carries its pixel spacing in rows and columns 0 and 1."""
+    unit: Literal["mm", "px"] = "px"
+    modality: str = "OT"
+    """DICOM modality code: CT, MR, DX, US, ...; OT (other) where the file does not say."""
+    subject_id: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """Site, sex, age band, scanner: for slicing results only, never written to a bundle."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return self.image.ndim - 1
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel edge lengths along each array axis, in `unit`."""
+        edges = np.linalg.norm(self.affine[:3, : self.spatial_dims], axis=0)
+        return tuple(float(edge) for edge in edges)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseRef:
+    """What a dataset knows of a case before its pixels are read."""
+
+    case_id: str
+    source: Path | ArrayRef
+    target: tuple[int, ...] = ()
+    """Indices into Dataset.classes: one for exclusive classes, any number for multi-label."""
+    subject_id: str = ""
+    """Empty where the dataset does not say: then every case counts as a subject of its own."""
+    split: Split | None = None
+    """The split that the dataset prescribes, if it does."""
+    weight: float = 1.0
+    label_map: Path | None = None
+    """A segmentation of the image, where the dataset has one."""
+
+    @property
+    def subject(self) -> str:
+        """The unit that must not be torn apart by a split."""
+        return self.subject_id or self.case_id
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """References to the cases of one dataset, in a fixed order."""
+
+    refs: tuple[CaseRef, ...]
+    classes: tuple[str, ...]
+    multilabel: bool = False
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the layout was read, one line each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What a network is stepped with."""
+
+    image: torch.Tensor
+    """(B, C, *S) float."""
+    target: torch.Tensor
+    """(B, K) float: one-hot, multi-hot, or a mixture of such rows."""
+    weight: torch.Tensor
+    """(B,) float, the weight of each case in the loss."""
+    index: torch.Tensor
+    """(B,) int64, the row of each case in the store."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; pinned memory is copied without waiting."""
+        return Batch(
+            self.image.to(device, non_blocking=True),
+            self.target.to(device, non_blocking=True),
+            self.weight.to(device, non_blocking=True),
+            self.index.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What a task says of one case."""
+
+    case_id: str
+    classes: tuple[str, ...]
+    scores: Array
+    """(K,) probabilities in the order of `classes`."""
+    labels: tuple[str, ...]
+    """The classes that the decision rule picks: one for exclusive classes, any number for multi-label."""
+    warnings: tuple[str, ...] = ()

@@ -112,6 +112,22 @@ class Dataset:
     """What a person should know of how the layout was read, one line each."""
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkIO:
+    """What a network takes and gives."""
+
+    in_channels: int
+    size: tuple[int, ...]
+    """Shape of the grid (*S); its length is the number of spatial axes."""
+    outputs: int
+    """Length of the output vector."""
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return len(self.size)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """What a network is stepped with."""

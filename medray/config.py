@@ -149,7 +149,7 @@ def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
 
 def to_yaml(experiment: Experiment) -> str:
     """The whole experiment, defaults included, as YAML that `load` takes."""
-    return OmegaConf.to_yaml(OmegaConf.create(experiment.model_dump(mode="json")))
+    return str(OmegaConf.to_yaml(OmegaConf.create(experiment.model_dump(mode="json"))))
 
 
 def _find(source: str | Path) -> Path:
@@ -163,7 +163,9 @@ def _find(source: str | Path) -> Path:
     if not packaged.is_file():
         known = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
         near = _nearest(str(source), known)
-        raise ConfigError([f"experiment '{source}' not found{near}; packaged are: {', '.join(known)}; or give a .yaml file"])
+        raise ConfigError(
+            [f"experiment '{source}' not found{near}; packaged are: {', '.join(known)}; or give a .yaml file"]
+        )
     return packaged
 
 

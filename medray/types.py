@@ -139,7 +139,7 @@ class Batch:
     weight: torch.Tensor
     """(B,) float, the weight of each case in the loss."""
     index: torch.Tensor
-    """(B,) int64, the row of each case in the store."""
+    """(B,) int64, the row of each case in the store; it stays on the CPU."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; pinned memory is copied without waiting."""
@@ -147,7 +147,7 @@ class Batch:
             self.image.to(device, non_blocking=True),
             self.target.to(device, non_blocking=True),
             self.weight.to(device, non_blocking=True),
-            self.index.to(device, non_blocking=True),
+            self.index,
         )
 
 

@@ -1,0 +1,136 @@
+"""Ray's front door: the environment every entry point sets, connecting, and work in parallel on this node."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from medray.sections import ScalingSection
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Mapper = Callable[[Callable[[Item], Result], Iterable[Item]], Iterable[Result]]
+
+ENVIRONMENT = {
+    # Nothing leaves the host.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Under `uv run` Ray would otherwise upload the working folder and start every worker through uv.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Relative paths keep their meaning in workers, and a worker's print appears once.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # The controller polls workers this often; its default of 2 s would hold up every epoch shorter than that.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+_CONNECTING = threading.Lock()
+"""ray.init may not be entered twice; the data and the connection are prepared in two threads."""
+
+LOCAL_PATIENCE_S = 3.0
+"""parallel_map works in this process for so long before it asks Ray for workers, whose start costs about as much."""
+
+
+def prepare_environment() -> None:
+    """Set what Ray and MLflow read when they are imported; what the user has set stays."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+def home() -> Path:
+    """The folder of runs, stores and the embedded registry: $MEDRAY_HOME, or `medray` in the user's home.
+
+    It does not depend on the working folder, which in a Ray job is a copy that is thrown away.
+    """
+    return Path(os.environ.get("MEDRAY_HOME") or Path.home() / "medray").expanduser().absolute()
+
+
+def connect(dashboard: bool = False) -> None:
+    """Join the cluster of $RAY_ADDRESS, or start one in this process that ends with it.
+
+    A cluster that happens to run on this machine is joined only with RAY_ADDRESS=auto: two commands on a
+    laptop do not wait for each other's CPUs.
+    """
+    import ray
+
+    with _CONNECTING:
+        if ray.is_initialized():
+            return
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        options = {"include_dashboard": dashboard} if address == "local" else {}
+        # Workers' output goes to Ray's log files: what a person should see comes through the journal.
+        ray.init(address=address, logging_level="error", log_to_driver=False, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Allotment:
+    """What one training takes: each worker has `cpus` (and as many threads) and, if `gpu`, one GPU."""
+
+    workers: int
+    cpus: float
+    gpu: bool
+
+
+def allot(scaling: ScalingSection, share: int = 1) -> Allotment:
+    """Turn `auto` into what the connected cluster has, for one of `share` equal parts of it.
+
+    Raises:
+        ValueError: if the cluster can never give what is asked for.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    gpu = gpus > 0 if scaling.gpu == "auto" else scaling.gpu
+    workers = (max(1, gpus // share) if gpu else 1) if scaling.workers == "auto" else scaling.workers
+    per_worker = scaling.cpus_per_worker
+    even = cpus / share / workers
+    each = (even if even < 1 else float(int(even))) if per_worker == "auto" else per_worker
+    if gpu and workers * share > gpus:
+        raise ValueError(f"{workers * share} workers with a GPU each were asked for; the cluster has {gpus} GPUs")
+    if each * workers * share > cpus:
+        raise ValueError(f"{workers * share} workers of {each:g} CPUs were asked for; the cluster has {cpus:g} CPUs")
+    return Allotment(workers, each, gpu)
+
+
+def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map` in order, first in this process, then, if that takes long, on this node's CPUs through Ray.
+
+    Args:
+        function: picklable; what it raises is raised here.
+        items: units of work of about equal cost, each worth at least some milliseconds.
+    """
+    work = list(items)
+    start = time.monotonic()
+    done = 0
+    while done < len(work) and time.monotonic() - start < LOCAL_PATIENCE_S:
+        yield function(work[done])
+        done += 1
+    if done < len(work):
+        yield from _ray_map(function, work[done:])
+
+
+def _ray_map(function: Callable[[Item], Result], work: Sequence[Item]) -> Iterator[Result]:
+    """`map` by Ray tasks that stay on this node, whose disk the results may be written to."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    connect()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(function).options(scheduling_strategy=here, num_cpus=1)
+    window = 4 * (os.cpu_count() or 1)
+    pending = [task.remote(item) for item in work[:window]]
+    for position in range(len(work)):
+        if position + window < len(work):
+            pending.append(task.remote(work[position + window]))
+        yield ray.get(pending[position])
+        pending[position] = None

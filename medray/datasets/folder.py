@@ -1,0 +1,132 @@
+"""One folder per class, with or without train, val and test above, and with or without a folder per subject below."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, cast
+
+from pydantic import field_validator
+
+from medray.config import ConfigError
+from medray.datasets.files import (
+    SPLIT_NAMES,
+    ignored_notes,
+    list_folder,
+    require_folder,
+    some,
+    subject_notes,
+    walk,
+)
+from medray.sections import DatasetSection
+from medray.types import CaseRef, Dataset, InputError, Split
+
+EXPECTS = "a folder with one folder of images per class, or train/, val/ and test/ each with one folder per class"
+
+
+class Config(DatasetSection):
+    """Where the class folders are."""
+
+    name: Literal["folder"] = "folder"
+    path: Path
+    subject_pattern: str | None = None
+    """Regular expression with one group, searched in each file name: the group is the subject, as in '^(P[0-9]+)_'.
+
+    Without it the first folder below a class is the subject, where there is one."""
+
+    @field_validator("subject_pattern")
+    @classmethod
+    def _one_group(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(f"needs exactly one group in parentheses, as in '^(P[0-9]+)_'; it has {groups}")
+        return pattern
+
+
+def scan(cfg: Config) -> Dataset:
+    """References to the images in class folders; classes are sorted by name.
+
+    Raises:
+        ConfigError: no folder, or no class folders in it.
+        InputError: `mixed_layout`, `empty_class`, `subject_pattern`, `unreadable_folder`, `folder_loop`.
+    """
+    root = require_folder(cfg.path, EXPECTS)
+    ignored: Counter[str] = Counter()
+    folders, loose = list_folder(root, ignored)
+    if not folders:
+        beside = f"; {len(loose)} images lie in it directly, a CSV can label them (dataset: table)" if loose else ""
+        raise ConfigError([f"dataset.path: '{root}' holds no folder; expected {EXPECTS}{beside}"])
+    found = [item for split, folder in _split_folders(folders) for item in _class_images(root, folder, split, ignored)]
+    classes = tuple(sorted({name for name, _, _ in found}))
+    index = {name: position for position, name in enumerate(classes)}
+    refs: Sequence[CaseRef] = [
+        CaseRef(path, root / path, (index[name],), _subject_folder(path, split), split) for name, path, split in found
+    ]
+    if cfg.subject_pattern is not None:
+        refs = _with_pattern(refs, cfg.subject_pattern)
+    notes = (f"ignored {len(loose)} images beside the class folders: {some(loose)}",) if loose else ()
+    mend = "dataset.subject_pattern, or a folder per subject below the class"
+    return Dataset(tuple(refs), classes, notes=notes + ignored_notes(ignored) + subject_notes(refs, mend))
+
+
+def _split_folders(folders: Sequence[str]) -> Iterable[tuple[Split | None, str]]:
+    """(split, folder) for train, val, test above the classes, or (None, '') where the classes come first."""
+    named = {folder: SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES}
+    if not named:
+        return [(None, "")]
+    others = [folder for folder in folders if folder not in named]
+    if others:
+        raise InputError(
+            "mixed_layout",
+            f"{some(list(named))} look like splits, but {some(others)} beside them do not",
+            "keep only train, val and test there, or only class folders",
+        )
+    if len(set(named.values())) < len(named):
+        raise InputError("mixed_layout", f"two folders for one split: {some(list(named))}", "merge them")
+    return [(cast(Split, split), folder) for folder, split in named.items()]
+
+
+def _class_images(
+    root: Path, above: str, split: Split | None, ignored: Counter[str]
+) -> Iterator[tuple[str, str, Split | None]]:
+    """(class, path relative to the root, split) of each image in the class folders of one split."""
+    classes, loose = list_folder(root / above, ignored) if above else (list_folder(root, Counter())[0], [])
+    if not classes:
+        raise InputError("empty_class", f"'{above}' holds no class folder", "one folder of images per class")
+    if loose:
+        ignored[f"images in '{above}' beside the class folders"] += len(loose)
+    for name in classes:
+        folder = f"{above}/{name}" if above else name
+        images = [f"{folder}/{image}" for image in walk(root / folder, ignored)]
+        if not images:
+            raise InputError(
+                "empty_class", f"class folder '{folder}' holds no image", "add images or remove the folder"
+            )
+        yield from ((name, image, split) for image in images)
+
+
+def _subject_folder(path: str, split: Split | None) -> str:
+    """The folder right below the class: the patient, whatever studies and series lie below."""
+    below = path.split("/")[2 if split else 1 :]
+    return below[0] if len(below) > 1 else ""
+
+
+def _with_pattern(refs: Sequence[CaseRef], pattern: str) -> list[CaseRef]:
+    """The references with the subject that the pattern finds in each file name."""
+    matches = [re.search(pattern, ref.case_id.rsplit("/", 1)[-1]) for ref in refs]
+    unmatched = [ref.case_id for ref, match in zip(refs, matches, strict=True) if not match or not match[1]]
+    if unmatched:
+        raise InputError(
+            "subject_pattern",
+            f"'{pattern}' finds no subject in {len(unmatched)} of {len(refs)} file names: {some(unmatched)}",
+            "widen dataset.subject_pattern",
+        )
+    return [replace(ref, subject_id=match[1]) for ref, match in zip(refs, matches, strict=True) if match]

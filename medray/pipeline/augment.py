@@ -1,0 +1,170 @@
+"""Augmentation: random, training only, on whole batches, on the batch's own device.
+
+Flips are exact; every other motion of a case is one affine map and one linear resampling, beyond the border of
+which the edge voxels go on. Then intensities change, in the order gamma, brightness, contrast, noise, blur, cutout.
+What happens to a case depends on (seed, epoch, case) alone (draws.py). Means and ranges of 'the image' are over all
+its channels and voxels. B batch, C channel, S the spatial axes, R the cases that a step changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medray.pipeline import affine
+from medray.pipeline.draws import Floats, Key, Keys, Rows, Stream, keys, pick
+from medray.sections import AugmentSection, Mixup
+
+Step = tuple[Rows, Callable[[Tensor], Tensor]]
+
+
+def augment(image: Tensor, cfg: AugmentSection, seed: int, epoch: int, index: np.ndarray) -> Tensor:
+    """A batch (B, C, *S) float, augmented; `index` (B,) is the row of each case in the store.
+
+    The input is never written to, and is itself the answer where nothing was drawn. A case for which nothing was
+    drawn comes through bit for bit. Half precision is computed in float32 and rounded once.
+    """
+    if image.ndim not in (4, 5) or len(index) != len(image):
+        raise ValueError(f"augment takes (B, C, *S) and B indices, got {tuple(image.shape)} and {len(index)}")
+    key = Key(seed, epoch, np.asarray(index, np.int64))
+    steps = [step for step in _steps(cfg, key, tuple(image.shape[2:])) if len(step[0])]
+    if not steps:
+        return image
+    work = image.to(torch.promote_types(image.dtype, torch.float32), copy=True)
+    for rows, change in steps:
+        if len(rows) == len(work):
+            work = change(work)
+        else:
+            at = torch.from_numpy(rows).to(work.device)
+            work.index_copy_(0, at, change(work.index_select(0, at)))
+    return work.to(image.dtype)
+
+
+def mixup_weights(cfg: Mixup, seed: int, epoch: int, index: np.ndarray) -> Floats:
+    """(B,) the share of each case itself in its blend with a partner: in [0.5, 1], and 1 where none was drawn.
+
+    The larger of x and 1 - x for x ~ Beta(alpha, alpha) (Zhang 2018, arXiv:1710.09412): the partner is drawn at
+    random, so which of the two is called the first does not matter. The Beta has a closed form in two uniforms:
+    x = (1 + t / sqrt(2 alpha + t^2)) / 2 for t ~ Student(2 alpha), by the polar method of Bailey 1994
+    (10.2307/2153537).
+    """
+    share = np.ones(len(index))
+    rows, u = pick(Key(seed, epoch, np.asarray(index, np.int64)), Stream.MIXUP, cfg.p, 2)
+    tail = (1 - u[:, 0]) ** (1 / cfg.alpha)
+    square = np.cos(2 * np.pi * u[:, 1]) ** 2 * (1 - tail)
+    share[rows] = (1 + np.sqrt(square / (square + tail))) / 2
+    return share
+
+
+def _steps(cfg: AugmentSection, key: Key, size: tuple[int, ...]) -> Iterator[Step]:
+    """The changes in their order, each with the cases (R,) that it was drawn for."""
+    motion = affine.draw(cfg, key, size)
+    for axis, rows in motion.flips.items():
+        yield rows, partial(torch.flip, dims=(axis + 2,))
+    yield motion.rows, partial(_resample, theta=affine.theta(motion, size))
+
+    rows, u = pick(key, Stream.GAMMA, cfg.gamma.p * (cfg.gamma.strength > 0), 1)
+    yield rows, partial(_gamma, exponent=np.exp((2 * u[:, 0] - 1) * cfg.gamma.strength))
+    rows, u = pick(key, Stream.BRIGHTNESS, cfg.brightness.p * (cfg.brightness.shift > 0), 1)
+    yield rows, partial(_brightness, shift=(2 * u[:, 0] - 1) * cfg.brightness.shift)
+    rows, u = pick(key, Stream.CONTRAST, cfg.contrast.p * (cfg.contrast.fraction > 0), 1)
+    yield rows, partial(_contrast, factor=1 + (2 * u[:, 0] - 1) * cfg.contrast.fraction)
+    rows, u = pick(key, Stream.NOISE, cfg.noise.p * (cfg.noise.std > 0), 1)
+    if len(rows):
+        yield rows, partial(_noise, std=u[:, 0] * cfg.noise.std, seeds=keys(key, Stream.NOISE_FIELD)[rows])
+    rows, u = pick(key, Stream.BLUR, cfg.blur.p * (cfg.blur.sigma_px > 0), 1)
+    yield rows, partial(_blur, sigma=u[:, 0] * cfg.blur.sigma_px, radius=int(np.ceil(3 * cfg.blur.sigma_px)))
+    rows, u = pick(key, Stream.CUTOUT, cfg.cutout.p * (cfg.cutout.fraction > 0), len(size))
+    yield rows, partial(_cutout, place=u, fraction=cfg.cutout.fraction)
+
+
+def _resample(image: Tensor, theta: Floats) -> Tensor:
+    """(R, C, *S) read at the places that `theta` (R, d, d + 1) gives, linearly."""
+    d = image.ndim - 2
+    size = image.shape[2:]
+    maps = torch.from_numpy(theta).to(image.dtype).to(image.device)
+    grid = image.new_empty((len(image), *size, d))
+    for component in range(d):
+        terms = []
+        for column in range(d):
+            length = size[d - 1 - column]
+            centres = (2 * torch.arange(length, device=image.device, dtype=image.dtype) + 1) / length - 1
+            shape = [len(image)] + [1] * d
+            shape[d - column] = length
+            terms.append((maps[:, component, column, None] * centres).view(shape))
+        terms[0] = terms[0] + _per_case(maps[:, component, d], terms[0])
+        partial_sum = terms[0] if d == 2 else terms[0] + terms[1]
+        torch.add(partial_sum, terms[-1], out=grid[..., component])
+    return torch.nn.functional.grid_sample(
+        image.contiguous(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+
+
+def _gamma(image: Tensor, exponent: Floats) -> Tensor:
+    low, high = torch.aminmax(image.flatten(1), dim=1)
+    low, span = _per_case(low, image), _per_case(high - low, image)
+    unit = (image - low) / torch.where(span > 0, span, torch.ones_like(span))
+    return unit.pow_(_like(exponent, image)).mul_(span).add_(low)
+
+
+def _brightness(image: Tensor, shift: Floats) -> Tensor:
+    return image + _like(shift, image)
+
+
+def _contrast(image: Tensor, factor: Floats) -> Tensor:
+    return torch.lerp(_mean(image), image, _like(factor, image))
+
+
+def _noise(image: Tensor, std: Floats, seeds: Keys) -> Tensor:
+    field = torch.empty_like(image, memory_format=torch.contiguous_format)
+    generator = torch.Generator(image.device)
+    for one, seed in zip(field, seeds.astype(np.int64).tolist(), strict=True):
+        one.normal_(generator=generator.manual_seed(seed))
+    return torch.addcmul(image, field, _like(std, image))
+
+
+def _blur(image: Tensor, sigma: Floats, radius: int) -> Tensor:
+    """A separable Gaussian cut at `radius`, which is 3 of the largest sigma so that a batch does not change it."""
+    distance = np.arange(radius + 1) / np.maximum(sigma, 1e-3)[:, None]
+    weight = np.exp(-0.5 * distance**2)
+    weight /= 2 * weight.sum(1, keepdims=True) - weight[:, :1]
+    for axis in range(2, image.ndim):
+        length = image.shape[axis]
+        reach = torch.arange(-radius, length + radius, device=image.device).clamp_(0, length - 1)
+        padded = image.index_select(axis, reach)
+        image = padded.narrow(axis, radius, length) * _like(weight[:, 0], image)
+        for step in range(1, radius + 1):
+            pair = padded.narrow(axis, radius - step, length) + padded.narrow(axis, radius + step, length)
+            image.addcmul_(pair, _like(weight[:, step], image))
+    return image
+
+
+def _cutout(image: Tensor, place: Floats, fraction: float) -> Tensor:
+    inside = torch.ones((), dtype=torch.bool, device=image.device)
+    for axis, length in enumerate(image.shape[2:]):
+        edge = max(1, round(fraction * length))
+        first = np.floor(place[:, axis] * (length - edge + 1))[:, None]
+        ruler = np.arange(length)
+        shape = [len(image)] + [1] * (image.ndim - 1)
+        shape[axis + 2] = length
+        along = torch.from_numpy((ruler >= first) & (ruler < first + edge))
+        inside = inside & along.to(image.device).view(shape)
+    return torch.where(inside, _mean(image), image)
+
+
+def _mean(image: Tensor) -> Tensor:
+    """(R, 1, ...) the mean of each image."""
+    return image.mean(dim=tuple(range(1, image.ndim)), keepdim=True)
+
+
+def _like(values: Floats, image: Tensor) -> Tensor:
+    """(R,) numbers as (R, 1, ...) on the image's device."""
+    return _per_case(torch.from_numpy(np.ascontiguousarray(values)).to(image.dtype).to(image.device), image)
+
+
+def _per_case(values: Tensor, image: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (image.ndim - 1))

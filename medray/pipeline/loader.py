@@ -1,0 +1,127 @@
+"""From the store to batches: which cases, in which order, on which worker.
+
+The order is drawn once for the whole world from (seed, epoch); every worker then takes its share of each
+batch. So the batches, and with them the loss curve, do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from medray.pipeline.augment import mixup_weights
+from medray.sections import Mixup
+from medray.types import Array, Batch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """Everything that batches are cut from; row i is the same case in each."""
+
+    images: torch.Tensor
+    """(N, C, *S) as stored, memory-mapped."""
+    targets: torch.Tensor
+    """(N, K) float."""
+    weights: torch.Tensor
+    """(N,) float, the weight of each case in the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of the work is this worker's."""
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How an epoch is drawn."""
+
+    batch_size: int
+    """Cases per step over all workers."""
+    seed: int
+    mixup: Mixup = Mixup()
+    chances: Array | None = None
+    """(n,) relative chance of each training row; then an epoch draws with replacement."""
+
+    def steps(self, count: int) -> int:
+        """Optimiser steps in an epoch of `count` cases; a last incomplete batch waits for the next epoch's order."""
+        return max(1, count // self.batch_size)
+
+
+def epoch_order(rows: Array, sampling: Sampling, epoch: int) -> Array:
+    """(n,) the rows of one epoch in order, the same on every worker."""
+    draw = np.random.default_rng((sampling.seed, epoch))
+    if sampling.chances is None:
+        return draw.permutation(rows)
+    return draw.choice(rows, size=len(rows), replace=True, p=sampling.chances / sampling.chances.sum())
+
+
+def train_batches(samples: Samples, rows: Array, sampling: Sampling, epoch: int, share: Share) -> Iterator[Batch]:
+    """This worker's share of each batch of one epoch.
+
+    `Batch.weight` sums to the number of workers over the whole world's batch, so that the mean over workers
+    of the weighted sums is the weighted mean.
+    """
+    order = epoch_order(rows, sampling, epoch)
+    for step in range(sampling.steps(len(order))):
+        whole = order[step * sampling.batch_size : (step + 1) * sampling.batch_size]
+        weights = samples.weights[torch.from_numpy(whole)]
+        total = float(weights.sum())
+        mine = whole[share.rank :: share.size]
+        batch = gather(samples, mine)
+        if sampling.mixup.p > 0:
+            partners = np.roll(whole, 1)[share.rank :: share.size]
+            batch = _mix(batch, gather(samples, partners), sampling, epoch)
+        yield replace(batch, weight=batch.weight * (share.size / total))
+
+
+def eval_batches(samples: Samples, rows: Array, batch_size: int, share: Share) -> Iterator[Batch]:
+    """This worker's rows in order, each case once: nothing is padded, so workers may differ by one case."""
+    mine = rows[share.rank :: share.size]
+    for start in range(0, len(mine), batch_size):
+        yield gather(samples, mine[start : start + batch_size])
+
+
+def gather(samples: Samples, rows: Array) -> Batch:
+    """The cases of `rows` as one batch, in the stored type."""
+    index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
+    return Batch(samples.images[index], samples.targets[index], samples.weights[index], index)
+
+
+def _mix(batch: Batch, partner: Batch, sampling: Sampling, epoch: int) -> Batch:
+    """Blend images, targets and weights; each case's share depends on (seed, epoch, case) alone."""
+    drawn = mixup_weights(sampling.mixup, sampling.seed, epoch, batch.index.numpy())
+    share = torch.from_numpy(np.asarray(drawn, dtype=np.float32))
+    spatial = share.view(-1, *[1] * (batch.image.ndim - 1))
+    return Batch(
+        image=batch.image.float() * spatial + partner.image.float() * (1 - spatial),
+        target=batch.target * share[:, None] + partner.target * (1 - share[:, None]),
+        weight=batch.weight * share + partner.weight * (1 - share),
+        index=batch.index,
+    )
+
+
+def look_ahead(batches: Iterator[Batch], pin: bool) -> Iterator[Batch]:
+    """The same batches, each gathered while the one before is worked on; pinned for asynchronous copies to a GPU."""
+
+    def fetch() -> Batch | None:
+        batch = next(batches, None)
+        return _pinned(batch) if pin and batch is not None else batch
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
+        coming = pool.submit(fetch)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(fetch)
+            yield batch
+
+
+def _pinned(batch: Batch) -> Batch:
+    return Batch(
+        batch.image.pin_memory(), batch.target.pin_memory(), batch.weight.pin_memory(), batch.index.pin_memory()
+    )

@@ -1,0 +1,132 @@
+"""From an experiment to everything that a training needs: dataset -> split -> store -> targets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medray.cluster import Mapper
+from medray.config import Experiment
+from medray.datasets.scan import scan
+from medray.pipeline.split import SplitIndices, split
+from medray.pipeline.store import Refusal, Store, build, on_this_node
+from medray.types import Array, Dataset, NetworkIO
+
+
+class DataRefused(RuntimeError):
+    """Too much of the data cannot be used; the message lists what and why."""
+
+    def __init__(self, message: str, refused: Sequence[Refusal]) -> None:
+        super().__init__(message)
+        self.refused = tuple(refused)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A dataset ready to train on; picklable, so that workers on other nodes can open it."""
+
+    dataset: Dataset
+    split: SplitIndices
+    """Rows of the store, refused cases left out."""
+    targets: Array
+    """(N, K) float32, one-hot or multi-hot."""
+    weights: Array
+    """(N,) float32, the dataset's own."""
+    store_folder: Path
+    shape: tuple[int, ...]
+    """(C, *S) of the network's grid."""
+    refused: tuple[Refusal, ...]
+    warnings: dict[str, int]
+
+    def rows(self, name: str) -> Array:
+        """Rows of the split `name`."""
+        return np.asarray(getattr(self.split, name), dtype=np.int64)
+
+    def network_io(self, outputs: int) -> NetworkIO:
+        """What the network takes and gives."""
+        return NetworkIO(self.shape[0], self.shape[1:], outputs)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of content, preprocessing, classes and labels: equal for equal data."""
+        digest = hashlib.sha256(f"{self.store_folder.name} {self.dataset.classes}".encode())
+        digest.update(self.targets.tobytes())
+        return digest.hexdigest()[:24]
+
+    @property
+    def split_fingerprint(self) -> str:
+        """Hash of which cases validate and test."""
+        ids = [[self.dataset.refs[row].case_id for row in rows] for rows in (self.split.val, self.split.test)]
+        return hashlib.sha256(json.dumps([sorted(part) for part in ids]).encode()).hexdigest()[:24]
+
+    def open(self, experiment: Experiment) -> Store:
+        """The store on this node's disk."""
+        return on_this_node(self.store_folder, self.dataset.refs, experiment.preprocess)
+
+
+def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) -> Prepared:
+    """Scan, split, read and preprocess.
+
+    Args:
+        experiment: the run.
+        root: folder for stores, on a local disk.
+        mapper: `map`, or `cluster.parallel_map`.
+
+    Raises:
+        ConfigError: the dataset's settings do not fit what is there.
+        DataRefused: more cases than dataset.max_bad_fraction are unreadable.
+        StoreError: the store cannot be built.
+    """
+    dataset = scan(experiment.dataset)
+    if any(not ref.target for ref in dataset.refs) and not dataset.multilabel:
+        unlabelled = sum(not ref.target for ref in dataset.refs)
+        raise DataRefused(
+            f"{unlabelled} of {len(dataset.refs)} cases have no class; "
+            "classification needs one each (label maps are for segmentation)",
+            (),
+        )
+    indices = split(dataset, experiment.split)
+    store = build(dataset.refs, experiment.preprocess, root, mapper)
+    _check_refusals(store, experiment.dataset.max_bad_fraction, len(dataset.refs))
+    return Prepared(
+        dataset=dataset,
+        split=_without({refusal.row for refusal in store.refused}, indices),
+        targets=_targets(dataset),
+        weights=np.array([ref.weight for ref in dataset.refs], np.float32),
+        store_folder=store.folder,
+        shape=store.images.shape[1:],
+        refused=store.refused,
+        warnings=store.warnings,
+    )
+
+
+def _check_refusals(store: Store, limit: float, count: int) -> None:
+    """Refuse to train when too many cases are left out."""
+    if len(store.refused) > limit * count:
+        shown = "\n".join(f"  {refusal}" for refusal in store.refused[:10])
+        more = f"\n  ... and {len(store.refused) - 10} more" if len(store.refused) > 10 else ""
+        raise DataRefused(
+            f"{len(store.refused)} of {count} cases cannot be used, more than "
+            f"dataset.max_bad_fraction={limit:g} allows:\n{shown}{more}",
+            store.refused,
+        )
+
+
+def _without(bad: set[int], indices: SplitIndices) -> SplitIndices:
+    """The split without refused rows."""
+    parts = {name: tuple(row for row in getattr(indices, name) if row not in bad) for name in ("train", "val", "test")}
+    return SplitIndices(**parts, method=indices.method)
+
+
+def _targets(dataset: Dataset) -> Array:
+    """(N, K) one-hot or multi-hot."""
+    targets = np.zeros((len(dataset.refs), len(dataset.classes)), np.float32)
+    for row, ref in enumerate(dataset.refs):
+        targets[row, list(ref.target)] = 1.0
+    return targets

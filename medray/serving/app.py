@@ -1,0 +1,119 @@
+"""The champion on Ray Serve: POST /v1/predict takes one image and answers as Predictor does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from ray import serve
+from starlette.datastructures import UploadFile
+
+from medray.inference.predictor import Predictor
+from medray.sections import ServeSection
+from medray.types import InputError, Prediction
+
+STATUS = {"unsupported_format": 415, "too_large_decompressed": 413, "too_many_pixels": 413, "too_large_file": 413}
+"""HTTP status of an InputError's code; what can be decoded but is wrong is 422."""
+
+
+class RequestRefused(Exception):
+    """A request that never reaches the reader."""
+
+    def __init__(self, status: int, code: str, detail: str, hint: str = "") -> None:
+        super().__init__(code)
+        self.status, self.code, self.detail, self.hint = status, code, detail, hint
+
+
+def application(folder: Path, model: str, cfg: ServeSection) -> Any:
+    """The Serve application that answers with the bundle in `folder`.
+
+    Args:
+        folder: a bundle, seen by every node that may run a replica.
+        model: name/version, in every answer.
+        cfg: replicas and limits.
+    """
+    api = FastAPI(title="medray", description="Research use only. Not a medical device.", docs_url=None, redoc_url=None)
+
+    @serve.deployment(
+        name="model",
+        max_ongoing_requests=cfg.max_ongoing_requests,
+        autoscaling_config={
+            "min_replicas": cfg.min_replicas,
+            "max_replicas": cfg.max_replicas,
+            "target_ongoing_requests": cfg.target_ongoing_requests,
+        },
+    )
+    @serve.ingress(api)
+    class Model:
+        def __init__(self) -> None:
+            self.predictor = Predictor(folder)
+
+        @api.get("/v1/health")
+        def health(self) -> dict[str, str]:
+            """Ready: the model is loaded and gave its golden answer."""
+            return {"status": "ready", "model": model}
+
+        @api.post("/v1/predict")
+        async def predict(self, request: Request) -> JSONResponse:
+            """One image, as the request's body or as multipart field `file`."""
+            try:
+                started = time.perf_counter()
+                body = await read_body(request, cfg.max_upload_mb)
+                answer = await asyncio.to_thread(self.predictor.predict, body)
+                return JSONResponse(as_json(answer, model, time.perf_counter() - started))
+            except InputError as error:
+                return problem(STATUS.get(error.code, 422), error.code, error.detail, error.hint)
+            except RequestRefused as refused:
+                return problem(refused.status, refused.code, refused.detail, refused.hint)
+
+    return Model.bind()  # type: ignore[attr-defined]
+
+
+async def read_body(request: Request, limit_mb: float) -> bytes:
+    """The image's bytes, refused by their announced size before any is read.
+
+    Raises:
+        RequestRefused: no length, too long, or no file in a multipart body.
+    """
+    length = request.headers.get("content-length", "")
+    if not length.isdigit():
+        raise RequestRefused(411, "length_required", "the request has no Content-Length", "send the length of the body")
+    if int(length) > limit_mb * 2**20:
+        raise RequestRefused(413, "too_large_upload", f"{int(length)} bytes, at most {limit_mb:g} MiB are taken")
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return await request.body()
+    async with request.form(max_files=1, max_fields=8) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise RequestRefused(400, "no_file", "the form has no file in its field 'file'", "curl -F file=@image.png")
+        return await file.read()
+
+
+def as_json(answer: Prediction, model: str, seconds: float) -> dict[str, Any]:
+    """The answer's body."""
+    scores = zip(answer.classes, answer.scores.tolist(), strict=True)
+    return {
+        "model": model,
+        "labels": list(answer.labels),
+        "predictions": [{"label": name, "probability": score} for name, score in scores],
+        "warnings": list(answer.warnings),
+        "seconds": round(seconds, 4),
+        "notice": "Research use only. Not a medical device.",
+    }
+
+
+def problem(status: int, code: str, detail: str, hint: str) -> JSONResponse:
+    """An error as RFC 9457 says."""
+    body = {"type": "about:blank", "title": code.replace("_", " "), "status": status, "code": code, "detail": detail}
+    return JSONResponse({**body, "hint": hint}, status, media_type="application/problem+json")
+
+
+def run(folder: Path, model: str, cfg: ServeSection) -> str:
+    """Start Serve on the connected cluster and deploy; returns the service's address."""
+    serve.start(http_options={"host": cfg.host, "port": cfg.port})
+    serve.run(application(folder, model, cfg), name="medray", route_prefix="/")
+    return f"http://{cfg.host}:{cfg.port}"

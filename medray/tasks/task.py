@@ -1,0 +1,50 @@
+"""What a task is to the rest of medray, and how one is made from its settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, cast
+
+from medray.config import load_plugin
+from medray.sections import TaskSection
+from medray.types import Array, Batch, Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Task(Protocol):
+    """What differs between tasks, and nothing else."""
+
+    @property
+    def monitor(self) -> str:
+        """The metric that chooses the best epoch, where the experiment does not say."""
+
+    @property
+    def outputs(self) -> int:
+        """Length of the network's output."""
+
+    def step(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Losses of one batch; `loss` is minimised. It gets the network: a detector's loss lives in its forward."""
+
+    def predict(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw output and scores (B, K) of images (B, C, *S)."""
+
+    def case_losses(self, output: Tensor, target: Tensor) -> Tensor:
+        """(B,) loss of each case."""
+
+    def case_weights(self, targets: Array, weights: Array) -> Array:
+        """(n,) weights of the training cases in the loss."""
+
+    def case_chances(self, targets: Array) -> Array | None:
+        """(n,) chances of the training cases to be drawn, None for a plain permutation."""
+
+    def decode(self, case_id: str, scores: Array, warnings: tuple[str, ...] = ()) -> Prediction:
+        """The answer for one case."""
+
+    def summarise(self, scores: Array, targets: Array) -> dict[str, float]:
+        """Metrics over cases (N, K)."""
+
+
+def build(cfg: TaskSection, classes: tuple[str, ...], multilabel: bool, targets: Array) -> Task:
+    """The task that `cfg` names, on a dataset with these classes and training targets (n, K)."""
+    return cast(Task, load_plugin("tasks", cfg.name).build(cfg, classes, multilabel, targets))

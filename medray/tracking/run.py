@@ -1,0 +1,103 @@
+"""One MLflow run per training, written from one process by its id: no fluent state, no rank logic."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from medray.cluster import home
+
+MAX_PARAM_CHARS = 500
+BATCH = 100
+"""MLflow's limit of parameters in one call."""
+
+
+def tracking_uri(uri: str | None) -> str:
+    """The experiment's server, or the SQLite file in medray's home."""
+    return uri or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def client(uri: str | None) -> MlflowClient:
+    """A client of the tracking server and its registry."""
+    home().mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=tracking_uri(uri), registry_uri=tracking_uri(uri))
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run in MLflow."""
+
+    client: MlflowClient
+    run_id: str
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Parameters as text, cut to MLflow's length."""
+        items = [Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()]
+        for start in range(0, len(items), BATCH):
+            self.client.log_batch(self.run_id, params=items[start : start + BATCH])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Metrics at one step; what is undefined (NaN) is left out."""
+        now = int(time.time() * 1000)
+        known = [Metric(name, float(v), now, step) for name, v in metrics.items() if math.isfinite(v)]
+        if known:
+            self.client.log_batch(self.run_id, metrics=known)
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the run."""
+        self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def log_folder(self, folder: Path, name: str = "") -> None:
+        """Every file of `folder` as an artifact."""
+        self.client.log_artifacts(self.run_id, str(folder), name or None)
+
+    def finish(self, status: str) -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status)
+
+
+def start(
+    mlflow: MlflowClient, experiment: str, name: str, run_id: str | None = None, parent: str | None = None
+) -> RunRecord:
+    """A new run of `experiment`, or the run `run_id` opened again.
+
+    Args:
+        mlflow: the client.
+        experiment: MLflow experiment, made if it does not exist.
+        name: shown in MLflow.
+        run_id: a run to go on with.
+        parent: run id of the study that this is a trial of.
+    """
+    if run_id is not None:
+        mlflow.update_run(run_id, status="RUNNING")
+        return RunRecord(mlflow, run_id)
+    tags = {"mlflow.runName": name, **({"mlflow.parentRunId": parent} if parent else {})}
+    return RunRecord(mlflow, mlflow.create_run(_experiment_id(mlflow, experiment), tags=tags).info.run_id)
+
+
+def _experiment_id(mlflow: MlflowClient, name: str) -> str:
+    """Id of the MLflow experiment; with the embedded store its artifacts lie in medray's home."""
+    known = mlflow.get_experiment_by_name(name)
+    if known is not None:
+        return str(known.experiment_id)
+    embedded = mlflow.tracking_uri.startswith("sqlite:")
+    location = (home() / "artifacts" / name).as_uri() if embedded else None
+    return str(mlflow.create_experiment(name, artifact_location=location))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}; the keys are those of the command line."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,217 @@
+"""Learner: everything of a training that lives from step to step, and nothing of how it is reported."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from contextlib import AbstractContextManager
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from medray.config import Experiment
+from medray.networks.build import build, train_mode
+from medray.pipeline.loader import Samples, Sampling
+from medray.pipeline.prepare import Prepared
+from medray.tasks.task import Task
+from medray.tasks.task import build as build_task
+from medray.training.optim import Schedule, build_optimizer
+from medray.training.world import World
+
+LOWER_IS_BETTER = ("loss", "brier", "ece")
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Learner:
+    """Network, optimiser, schedule and the best weights so far, on one worker."""
+
+    def __init__(self, experiment: Experiment, prepared: Prepared, world: World) -> None:
+        self.experiment = experiment
+        self.world = world
+        self.rows = {name: prepared.rows(name) for name in ("train", "val", "test")}
+        train_targets = prepared.targets[self.rows["train"]]
+        self.task = task_of(experiment, prepared)
+        self.samples = self._samples(prepared)
+        chances = self.task.case_chances(train_targets)
+        self.sampling = Sampling(experiment.train.batch_size, experiment.seed, experiment.augment.mixup, chances)
+        self.steps_per_epoch = self.sampling.steps(len(self.rows["train"]))
+        self.precision = precision(experiment.train.precision, world.device)
+        self.monitor = experiment.train.monitor or self.task.monitor
+        self.sign = monitor_sign(self.monitor, experiment.train.mode)
+
+        built = build(experiment.network, prepared.network_io(self.task.outputs), experiment.seed)
+        self.loaded, self.unfit = built.loaded, built.unfit
+        self.network = self._placed(built.network)
+        self.parallel = self._parallel()
+        decay = experiment.train.ema
+        self.averaged = (
+            None
+            if decay is None
+            else AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+        )
+        self.optimizer = build_optimizer(experiment.optimizer, self.network, self.loaded)
+        self.schedule = Schedule(
+            experiment.schedule, self.steps_per_epoch, self.steps_per_epoch * experiment.train.epochs
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
+        self.head = [p for p in self.network.parameters() if p.requires_grad][-1]
+        self.epoch = 0
+        self.step = 0
+        self.best_epoch = 0
+        self.best_score = -math.inf
+        self.best_weights = self._weights()
+
+    def _samples(self, prepared: Prepared) -> Samples:
+        """The store and the targets as tensors; class weights come from the training cases alone."""
+        weights = prepared.weights.copy()
+        rows = self.rows["train"]
+        weights[rows] = self.task.case_weights(prepared.targets[rows], weights[rows])
+        images = torch.from_numpy(prepared.open(self.experiment).images)
+        return Samples(images, torch.from_numpy(prepared.targets), torch.from_numpy(weights))
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        """The network on the device, in the memory order and with the norms that the experiment asks for."""
+        if self.experiment.scaling.sync_batchnorm and self.world.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        network = network.to(self.world.device)
+        if self.experiment.train.channels_last:
+            network = cast(nn.Module, cast(Any, network).to(memory_format=self._memory_format()))
+        return network
+
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.samples.images.ndim == 4 else torch.channels_last_3d
+
+    def _parallel(self) -> nn.Module:
+        """What the loop steps: the network, compiled and wrapped as asked."""
+        stepped = self.network
+        if self.experiment.train.compile:
+            stepped = cast(nn.Module, torch.compile(stepped))
+        if self.world.size > 1:
+            # Buffers are averaged once an epoch instead of broadcast at every step.
+            stepped = DistributedDataParallel(stepped, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return stepped
+
+    @property
+    def eval_batch(self) -> int:
+        """Cases per forward pass without gradients."""
+        return max(1, 2 * self.experiment.train.batch_size // self.world.size)
+
+    @property
+    def epochs_since_best(self) -> int:
+        """Epochs done since the best one."""
+        return self.epoch - self.best_epoch
+
+    def ordered(self, image: torch.Tensor) -> torch.Tensor:
+        """The image (B, C, *S) in the network's memory order."""
+        if not self.experiment.train.channels_last:
+            return image
+        return image.contiguous(memory_format=self._memory_format())
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Arithmetic of the forward pass in the experiment's precision."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.world.device.type, dtype)
+
+    def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Average gradients over the workers only with the last part of a batch."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return cast(AbstractContextManager[Any], self.parallel.no_sync())
+
+    def begin_epoch(self) -> None:
+        """Put the network in training mode; frozen layers stay as they are."""
+        train_mode(self.network)
+
+    def update(self, clip_norm: float | None) -> None:
+        """One step of the optimiser with the gradients at hand."""
+        if clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
+
+    def synchronise_buffers(self) -> None:
+        """Average running statistics over the workers, so that all validate the same network."""
+        network = self.averaged or self.network
+        self.world.mean_(buffer for buffer in network.buffers() if buffer.is_floating_point())
+
+    def close_epoch(self, metrics: dict[str, float]) -> bool:
+        """Count the epoch, keep its weights if it is the best so far, and say whether it is."""
+        if self.monitor not in metrics:
+            known = ", ".join(sorted(name for name in metrics if "/" in name))
+            raise ValueError(f"train.monitor '{self.monitor}' is not measured; there are: {known}")
+        self.epoch += 1
+        score = self.sign * metrics[self.monitor]
+        best = self.best_epoch == 0 or score > self.best_score
+        if best:
+            self.best_epoch, self.best_score, self.best_weights = self.epoch, score, self._weights()
+        return best
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """A copy on the CPU of the weights that are validated."""
+        network = self.averaged.module if self.averaged is not None else self.network
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+
+    def restore_best(self) -> None:
+        """Put the best epoch's weights into the network."""
+        self.network.load_state_dict(self.best_weights)
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(self.best_weights)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on, as tensors and plain numbers."""
+        return {
+            "network": self.network.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best_weights": self.best_weights,
+            "counters": {
+                "epoch": self.epoch,
+                "step": self.step,
+                "best_epoch": self.best_epoch,
+                "best_score": self.best_score,
+            },
+            "torch_rng": torch.get_rng_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        self.network.load_state_dict(state["network"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.best_weights = state["best_weights"]
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+        torch.set_rng_state(state["torch_rng"])
+
+
+def task_of(experiment: Experiment, prepared: Prepared) -> Task:
+    """The experiment's task on this dataset; it sees the targets of the training cases alone."""
+    targets = prepared.targets[prepared.rows("train")]
+    return build_task(experiment.task, prepared.dataset.classes, prepared.dataset.multilabel, targets)
+
+
+def monitor_sign(monitor: str, mode: Literal["max", "min"] | None) -> int:
+    """1 where more is better, -1 where less is."""
+    if mode is not None:
+        return 1 if mode == "max" else -1
+    return -1 if monitor.rpartition("/")[2] in LOWER_IS_BETTER else 1
+
+
+def precision(asked: str, device: torch.device) -> Precision:
+    """The arithmetic to use: `auto` is bf16 where the hardware computes in it."""
+    if asked != "auto":
+        return cast(Precision, asked)
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if native else "fp32"

@@ -1,0 +1,93 @@
+"""What a person sees of a training on stderr: where time went at the start, one line per epoch, the end."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from medray.cluster import Allotment
+from medray.config import Experiment
+from medray.pipeline.prepare import Prepared
+from medray.tracking.journal import Row
+
+if TYPE_CHECKING:
+    from medray.training.launch import Outcome
+
+
+def say(text: str) -> None:
+    """A line for the person, on stderr: stdout belongs to the job's result."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class Progress:
+    """Keeps the times of one training and turns its journal into lines."""
+
+    def __init__(self, began: float) -> None:
+        self._marks = [("start", began)]
+        self._monitor = ""
+        self._epochs = 0
+        self._epoch_times: list[float] = []
+
+    def stage(self, name: str) -> None:
+        """The stage `name` of the start-up is over."""
+        self._marks.append((name, time.time()))
+
+    def announce(self, experiment: Experiment, prepared: Prepared, allotment: Allotment) -> None:
+        """What is going to be trained, on what."""
+        split, classes = prepared.split, prepared.dataset.classes
+        counts = " + ".join(f"{len(getattr(split, name))} {name}" for name in ("train", "val", "test"))
+        shape = "x".join(str(edge) for edge in prepared.shape)
+        for note in prepared.dataset.notes:
+            say(f"note: {note}")
+        say(f"data: {counts} cases of {shape}, {len(classes)} classes ({', '.join(classes[:8])}); {split.method}")
+        for item in prepared.refused[:10]:
+            say(f"left out: {item}")
+        for warning, count in prepared.warnings.items():
+            say(f"warning: {count} cases: {warning}")
+        workers = f"{allotment.workers} {'GPU' if allotment.gpu else 'CPU'} worker(s), {allotment.cpus:g} CPUs each"
+        say(f"training {experiment.network.name} on {workers}")
+        self._monitor = experiment.train.monitor or "val/auroc"
+        self._epochs = experiment.train.epochs
+
+    def epoch(self, row: Row) -> None:
+        """One line per epoch; with the first one the account of the start-up."""
+        if "at/first_step" in row and not self._epoch_times:
+            self._account(row)
+        self._epoch_times.append(row["epoch_s"])
+        recent = self._epoch_times[-5:]
+        left = (self._epochs - row["epoch"]) * sum(recent) / len(recent)
+        best = " best" if row.get("best") else ""
+        say(
+            f"epoch {int(row['epoch']):>3}/{self._epochs}  {row['epoch_s']:6.1f} s  "
+            f"{row['samples_per_s']:7.0f} cases/s  loss {row['train/loss']:.4f}  val {row['val/loss']:.4f}  "
+            f"{self._monitor.removeprefix('val/')} {row.get(self._monitor, float('nan')):.4f}{best:5}  "
+            f"{_duration(left)} left"
+        )
+
+    def _account(self, row: Row) -> None:
+        """Where the time from the command to the first step went."""
+        marks = [*self._marks, ("workers", row["at/worker"]), ("network", row["at/network"])]
+        marks.append(("first step", row["at/first_step"]))
+        parts = [f"{name} {after - before:.1f}" for (_, before), (name, after) in itertools.pairwise(marks)]
+        say(f"first step after {marks[-1][1] - marks[0][1]:.1f} s ({', '.join(parts)})")
+
+    def finish(self, outcome: Outcome) -> None:
+        """How it ended."""
+        for line in outcome.unfit[:10]:
+            say(f"network.weights: {line}")
+        metrics = outcome.metrics
+        say(f"{outcome.reason}; best epoch {int(metrics['best_epoch'])}: " + _figures(metrics, "val"))
+        if any(name.startswith("test/") for name in metrics):
+            say("test: " + _figures(metrics, "test"))
+
+
+def _figures(metrics: dict[str, float], split: str) -> str:
+    shown = ("auroc", "accuracy", "balanced_accuracy", "f1", "loss")
+    return ", ".join(f"{name} {metrics[f'{split}/{name}']:.4f}" for name in shown if f"{split}/{name}" in metrics)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,207 @@
+"""What stays of a finished training: its bundle, its figures, its MLflow run, its place in the registry."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medray import bundle as bundles
+from medray.bundle import ModelBundle
+from medray.config import PACKAGE, Experiment, to_yaml
+from medray.metrics.curves import roc_area, step_counts
+from medray.metrics.intervals import bootstrap
+from medray.pipeline.prepare import Prepared
+from medray.tracking import pseudonyms, registry
+from medray.tracking.registry import Standing
+from medray.tracking.run import RunRecord, flatten
+from medray.training.illustrate import illustrate
+from medray.training.launch import Outcome
+from medray.training.learner import monitor_sign, task_of
+from medray.types import Array, InputError
+
+INTERVAL_CASES = 20_000
+"""Above this many cases an interval is narrower than the seed's influence, and slow to draw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A version in the registry and whether it leads."""
+
+    model: str
+    champion: bool
+    verdict: str
+    """Why, in one line."""
+
+
+def save_bundle(folder: Path, experiment: Experiment, prepared: Prepared, outcome: Outcome) -> ModelBundle:
+    """Write the model with its card."""
+    task = task_of(experiment, prepared)
+    card = {
+        "classes": list(prepared.dataset.classes),
+        "multilabel": prepared.dataset.multilabel,
+        "outputs": task.outputs,
+        "input": {"channels": prepared.shape[0], "size": list(prepared.shape[1:])},
+        "metrics": _finite(outcome.metrics),
+        "intervals": intervals(prepared, outcome),
+        "cases": {name: len(prepared.rows(name)) for name in ("train", "val", "test")},
+        "data": prepared.fingerprint,
+        "split": prepared.split_fingerprint,
+        "environment": environment(),
+    }
+    return bundles.save(folder, experiment, outcome.weights, card)
+
+
+def intervals(prepared: Prepared, outcome: Outcome) -> dict[str, list[float]]:
+    """95 % intervals of AUROC on val and test, drawn by subject."""
+    found = {}
+    metric = partial(_auroc, positive_only=len(prepared.dataset.classes) == 2 and not prepared.dataset.multilabel)
+    for split, scores in outcome.scores.items():
+        rows = prepared.rows(split)
+        if not 0 < len(rows) <= INTERVAL_CASES:
+            continue
+        subjects = [prepared.dataset.refs[row].subject for row in rows.tolist()]
+        low, high = bootstrap(metric, scores, prepared.targets[rows], subjects)
+        if np.isfinite(low):
+            found[f"{split}/auroc"] = [round(low, 4), round(high, 4)]
+    return found
+
+
+def _auroc(scores: Array, targets: Array, positive_only: bool) -> float:
+    """Macro AUROC over the classes that occur, of the second class alone where there are two exclusive ones."""
+    columns = [1] if positive_only else range(scores.shape[1])
+    areas = np.array([roc_area(step_counts(scores[:, column], targets[:, column])) for column in columns])
+    return float(np.nanmean(areas)) if np.isfinite(areas).any() else float("nan")
+
+
+def environment() -> dict[str, str]:
+    """Versions and code revision."""
+    names = ("medray", "torch", "torchvision", "monai", "numpy", "ray", "mlflow")
+    return {"python": platform.python_version(), "revision": revision(), **{name: version(name) for name in names}}
+
+
+def revision() -> str:
+    """The commit of the code that runs, '+' where it was changed since; 'unknown' outside a repository."""
+    git = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=40"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def open_record(record: RunRecord, experiment: Experiment, prepared: Prepared) -> None:
+    """Write down what a run starts from."""
+    record.log_params(flatten(experiment.model_dump(mode="json")))
+    record.log_tags(
+        {
+            "medray.data": prepared.fingerprint,
+            "medray.split": prepared.split_fingerprint,
+            "medray.split_method": prepared.split.method,
+            "medray.refused": str(len(prepared.refused)),
+            **{f"env.{name}": value for name, value in environment().items()},
+        }
+    )
+
+
+def close_record(
+    record: RunRecord, folder: Path, experiment: Experiment, prepared: Prepared, outcome: Outcome
+) -> Registered | None:
+    """Log final metrics, figures and files, and register the bundle that lies in `folder`."""
+    secret = pseudonyms.key()
+    rename = partial(pseudonyms.pseudonym, secret=secret)
+    pseudonyms.write_map(folder / "cases.csv", (ref.case_id for ref in prepared.dataset.refs), secret)
+    shared = folder / "shared"
+    illustrate(shared / "figures", experiment, prepared, outcome, rename)
+    (shared / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
+    _write_split(shared / "split.csv", prepared, rename)
+    _write_refused(shared / "refused.csv", prepared, rename)
+    record.log_metrics({f"best/{name}" if "/" in name else name: v for name, v in outcome.metrics.items()})
+    record.log_folder(shared)
+    if not experiment.tracking.register_model:
+        return None
+    monitor = experiment.train.monitor or task_of(experiment, prepared).monitor
+    sign = monitor_sign(monitor, experiment.train.mode)
+    score = outcome.metrics[monitor] if monitor in outcome.metrics else float("nan")
+    standing = Standing(monitor, score, sign, prepared.fingerprint, prepared.split_fingerprint)
+    return _register(record, experiment.model_name, folder / "bundle", standing, prepared)
+
+
+def _register(record: RunRecord, name: str, bundle: Path, standing: Standing, prepared: Prepared) -> Registered:
+    """Register as candidate, and as champion if it beats the one there is."""
+    champion = registry.find(record.client, name, registry.CHAMPION)
+    number = registry.register(record, name, bundle, standing)
+    better = "first model of this name"
+    if champion is not None:
+        measure = partial(_measure_champion, record, name, standing, prepared)
+        rival, verdict = _rival_score(Standing.of(champion), standing, measure)
+        if rival is not None and not standing.beats(rival):
+            scores = f"{standing.monitor} {rival:.4f}, new {standing.score:.4f}"
+            verdict = f"champion {name}/{champion.version} stays: {scores}"
+        if verdict or rival is None:
+            return Registered(f"{name}/{number}", False, verdict)
+        better = f"{standing.monitor} {standing.score:.4f} is better than {rival:.4f} of {name}/{champion.version}"
+    registry.promote(record.client, name, number, better)
+    return Registered(f"{name}/{number}", True, f"{name}/{number} is the new champion: {better}")
+
+
+def _rival_score(champion: Standing, new: Standing, measure: Callable[[], float | None]) -> tuple[float | None, str]:
+    """The champion's score on the new run's validation cases, or None and why there is none."""
+    if new.comparable(champion):
+        return champion.score, ""
+    score = measure()
+    if score is None:
+        return None, (
+            "the champion was trained for other classes, so the two cannot be compared; "
+            "to put the new one in its place: medray promote MODEL@candidate --reason '...'"
+        )
+    return score, ""
+
+
+def _measure_champion(record: RunRecord, name: str, new: Standing, prepared: Prepared) -> float | None:
+    """The present champion's metric on the new split's validation cases, read by its own road."""
+    from medray.inference.predictor import Predictor
+
+    folder, _ = registry.fetch(record.client, f"{name}@{registry.CHAMPION}")
+    predictor = Predictor(folder)
+    metric = new.monitor.removeprefix("val/")
+    if predictor.bundle.classes != prepared.dataset.classes or metric == new.monitor:
+        return None
+    rows = prepared.rows("val")
+    answers = predictor.predict_all([prepared.dataset.refs[row].source for row in rows.tolist()])
+    if any(isinstance(answer, InputError) for answer in answers):
+        return None
+    scores: Array = np.stack([answer.scores for answer in answers if not isinstance(answer, InputError)])
+    return predictor.task.summarise(scores, prepared.targets[rows]).get(metric)
+
+
+def _write_split(file: Path, prepared: Prepared, rename: Callable[[str], str]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["case", "subject", "split", "classes"])
+        for split in ("train", "val", "test"):
+            for row in prepared.rows(split).tolist():
+                ref = prepared.dataset.refs[row]
+                names = "|".join(prepared.dataset.classes[index] for index in ref.target)
+                writer.writerow([rename(ref.case_id), rename(ref.subject), split, names])
+
+
+def _write_refused(file: Path, prepared: Prepared, rename: Callable[[str], str]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["case", "code", "detail", "hint"])
+        writer.writerows([rename(item.case_id), item.code, item.detail, item.hint] for item in prepared.refused)
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}
+
+
+def describe(outcome: Outcome) -> dict[str, Any]:
+    """Metrics of the best weights, as the job's last line shows them."""
+    return {name: round(value, 6) for name, value in _finite(outcome.metrics).items()}

@@ -1,0 +1,206 @@
+"""Ray Tune: a search over an experiment's settings; a trial is the same loop, in the trial's own process."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from medray import cluster
+from medray.config import ConfigError, Experiment, override, to_yaml
+from medray.pipeline.prepare import Prepared, prepare
+from medray.tracking.run import RunRecord, client, start
+from medray.training.launch import Outcome, TrainingFailed
+from medray.training.progress import say
+from medray.training.record import close_record, describe, open_record, save_bundle
+from medray.training.train import new_folder
+
+DISTRIBUTIONS = {
+    "uniform": tune.uniform,
+    "loguniform": tune.loguniform,
+    "randint": tune.randint,
+    "choice": lambda *options: tune.choice(list(options)),
+}
+
+
+def search(experiment: Experiment) -> dict[str, Any]:
+    """Try `tune.trials` settings drawn from `tune.space` under ASHA and register the best.
+
+    Returns:
+        run, run_id, trials, settings, metrics, bundle, model, champion: the job's last line.
+
+    Raises:
+        ConfigError: the space names no setting of the experiment, or a distribution that does not exist.
+        TrainingFailed: no trial came to its end.
+    """
+    space = parameter_space(experiment)
+    cluster.connect(dashboard=True)  # Tune frees stopped trials' resources through the dashboard's State API
+    prepared = prepare(experiment, cluster.home() / "stores", cluster.parallel_map)
+    allotment = cluster.allot(experiment.scaling, share=experiment.tune.concurrent)
+    if allotment.workers > 1:
+        raise ConfigError([f"scaling.workers: a trial has one worker, {allotment.workers} were asked for"])
+    folder = new_folder(experiment)
+    record = start(client(experiment.tracking.uri), experiment.name, f"{folder.name} (tune)")
+    open_record(record, experiment, prepared)
+    try:
+        results = _run_trials(experiment, prepared, space, allotment, folder)
+        best = _log_trials(record, experiment, results)
+        outcome = _outcome(best)
+        chosen = override(experiment, best.config)
+        (folder / "best.yaml").write_text(to_yaml(chosen), encoding="utf-8")
+        bundle = save_bundle(folder / "bundle", chosen, prepared_for(chosen, experiment, prepared), outcome)
+        registered = close_record(record, folder, chosen, prepared_for(chosen, experiment, prepared), outcome)
+    except BaseException:
+        record.finish("FAILED")
+        raise
+    record.finish("FINISHED")
+    if registered is not None:
+        say(registered.verdict)
+    return {
+        "run": folder.name,
+        "run_id": record.run_id,
+        "trials": len(results),
+        "settings": best.config,
+        "metrics": describe(outcome),
+        "bundle": str(bundle.folder),
+        "model": registered.model if registered else None,
+        "champion": bool(registered and registered.champion),
+    }
+
+
+def parameter_space(experiment: Experiment) -> dict[str, Any]:
+    """Tune's distributions, each key checked against the experiment.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    space, mistakes = {}, []
+    for key, entry in experiment.tune.space.items():
+        kind, arguments = next(iter(entry.items()), ("", None))
+        if len(entry) != 1 or kind not in DISTRIBUTIONS or not isinstance(arguments, list) or not arguments:
+            known = ", ".join(DISTRIBUTIONS)
+            mistakes.append(f"tune.space.{key}: expected one of {known} with a list, got {entry}")
+            continue
+        try:
+            space[key] = DISTRIBUTIONS[kind](*arguments)
+            override(experiment, {key: space[key].sample()})
+        except ConfigError as error:
+            mistakes += [f"tune.space: {line}" for line in error.mistakes]
+        except (TypeError, ValueError) as error:
+            mistakes.append(f"tune.space.{key}: {error}")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return space
+
+
+def _run_trials(
+    experiment: Experiment, prepared: Prepared, space: dict[str, Any], allotment: cluster.Allotment, folder: Path
+) -> Any:
+    """The study; every trial reports the monitored metric of each epoch."""
+    cfg = experiment.tune
+    scheduler = ASHAScheduler(
+        # One more than there are epochs: a trial that reaches the end is not stopped, it ends.
+        max_t=experiment.train.epochs + 1,
+        grace_period=min(cfg.grace_epochs, experiment.train.epochs),
+        reduction_factor=cfg.reduction,
+    )
+    resources = {"CPU": allotment.cpus, **({"GPU": 1} if allotment.gpu else {})}
+    trainable = partial(run_trial, experiment=experiment, prepared=prepared, cpus=allotment.cpus)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="max",
+            scheduler=scheduler,
+            num_samples=cfg.trials,
+            max_concurrent_trials=cfg.concurrent,
+            search_alg=tune.search.BasicVariantGenerator(random_state=cfg.seed),
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
+    )
+    return tuner.fit()
+
+
+def run_trial(config: dict[str, Any], experiment: Experiment, prepared: Prepared, cpus: float) -> None:
+    """One trial: the loop in this process, an epoch a report, the checkpoint with the last one."""
+    import torch
+
+    from medray.training import checkpoint
+    from medray.training.learner import Learner
+    from medray.training.loop import EpochDone, Finished, fit
+    from medray.training.world import World, set_threads
+
+    set_threads(cpus)
+    chosen = override(experiment, config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    learner = Learner(chosen, prepared_for(chosen, experiment, prepared), World(device=device))
+    history: list[dict[str, float]] = []
+    for event in fit(learner):
+        match event:
+            case EpochDone():
+                history.append(event.metrics)
+                score = learner.sign * event.metrics[learner.monitor]
+                tune.report({"score": score, "epochs": event.epoch, "finished": 0, **event.metrics})
+            case Finished():
+                note = {"reason": event.reason, "metrics": event.metrics, "unfit": list(learner.unfit)}
+                with tempfile.TemporaryDirectory() as place:
+                    checkpoint.save(Path(place), {**learner.state(), "finished": note, "history": history})
+                    checkpoint.save_scores(Path(place), event.scores)
+                    score = learner.sign * event.metrics[learner.monitor]
+                    last = {"score": score, "epochs": learner.epoch, "finished": 1, **event.metrics}
+                    tune.report(last, checkpoint=tune.Checkpoint.from_directory(place))
+
+
+def prepared_for(chosen: Experiment, experiment: Experiment, prepared: Prepared) -> Prepared:
+    """The data of a trial: shared, unless its settings change them; then built once, whoever comes first."""
+    same = all(getattr(chosen, part) == getattr(experiment, part) for part in ("dataset", "split", "preprocess"))
+    return prepared if same else prepare(chosen, cluster.home() / "stores")
+
+
+def _log_trials(record: RunRecord, experiment: Experiment, results: Any) -> Any:
+    """A nested run per trial, a ranked table on stderr; returns the best trial that came to its end."""
+    ended = []
+    for number, result in enumerate(results):
+        metrics = {name: value for name, value in (result.metrics or {}).items() if isinstance(value, int | float)}
+        trial = start(record.client, experiment.name, f"trial {number}", parent=record.run_id)
+        trial.log_params(result.config)
+        trial.log_metrics({name: float(v) for name, v in metrics.items() if "/" in name or name == "score"})
+        finished = bool(metrics.get("finished"))
+        trial.log_tags({"medray.trial": "failed" if result.error else "finished" if finished else "stopped early"})
+        trial.finish("FAILED" if result.error else "FINISHED")
+        if finished:
+            ended.append(result)
+    if not ended:
+        errors = {str(result.error) for result in results if result.error}
+        raise TrainingFailed(f"no trial came to its end: {'; '.join(errors) or 'all were stopped early'}")
+    for result in sorted(results, key=lambda item: -_score(item)):
+        state = "failed" if result.error else "finished" if result in ended else "stopped"
+        settings = ", ".join(
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in result.config.items()
+        )
+        say(f"  {_score(result):8.4f}  {state:8}  {settings}")
+    return max(ended, key=_score)
+
+
+def _score(result: Any) -> float:
+    score = (result.metrics or {}).get("score")
+    return -math.inf if score is None or not math.isfinite(score) else float(score)
+
+
+def _outcome(result: Any) -> Outcome:
+    """The best trial as a finished training."""
+    from medray.training import checkpoint
+
+    with result.checkpoint.as_directory() as place:
+        state = checkpoint.load(Path(place))
+        scores = checkpoint.load_scores(Path(place))
+    finished = state["finished"]
+    weights, history = state["best_weights"], state["history"]
+    return Outcome(finished["reason"], finished["metrics"], scores, weights, history, tuple(finished["unfit"]))

@@ -1,0 +1,73 @@
+"""The workers of one training and what they do together; one process alone is a world of size 1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import distributed
+
+from medray.pipeline.loader import Share
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This worker's place among all, and its device."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def share(self) -> Share:
+        """Which part of the data is this worker's."""
+        return Share(self.rank, self.size)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any worker; the same answer everywhere."""
+        if self.size == 1:
+            return flag
+        word = torch.tensor([float(flag)], device=self.device)
+        distributed.all_reduce(word, distributed.ReduceOp.MAX)
+        return bool(word.item())
+
+    def mean_(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace each tensor by its mean over the workers."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
+            tensor /= self.size
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of `value` over the workers."""
+        if self.size > 1:
+            value = value.clone()
+            distributed.all_reduce(value)
+        return value
+
+    def interleave(self, mine: torch.Tensor, count: int) -> torch.Tensor:
+        """All rows (count, ...) in order, where each worker holds every size-th, beginning with its rank."""
+        if self.size == 1:
+            return mine
+        longest = -(-count // self.size)
+        padded = mine.new_zeros((longest, *mine.shape[1:]))
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        distributed.all_gather(parts, padded)
+        return torch.stack(parts, 1).flatten(0, 1)[:count]
+
+
+def joined_world(device: torch.device) -> World:
+    """The world of the process group that this process has joined, if any."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return World(device=device)
+    return World(distributed.get_rank(), distributed.get_world_size(), device)
+
+
+def set_threads(cpus: float) -> None:
+    """Give torch as many threads as the worker has CPUs, so that workers of one node do not fight."""
+    count = max(1, min(int(cpus), os.cpu_count() or 1))
+    torch.set_num_threads(count)

@@ -1,0 +1,73 @@
+"""Phantoms and a home of their own for every test; Ray, MLflow and the network stay out unless a test asks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medray import cluster
+from medray.config import Experiment, parse
+
+cluster.prepare_environment()
+# No token file is written to the home of whoever runs the tests.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """medray's home, empty."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("MEDRAY_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images beside the checkout; the test is skipped where they are absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return SHARED / "data"
+
+
+def draw_folder(folder: Path, cases: int = 40, size: int = 16, classes: int = 2) -> Path:
+    """A folder per class with PNGs: class k has a bright square in the k-th quarter, on noise."""
+    from medray.imaging.writer import write_png
+
+    draw = np.random.default_rng(0)
+    for index in range(cases):
+        label = index % classes
+        image = draw.integers(0, 100, (size, size)).astype(np.uint8)
+        row, column = divmod(label, 2)
+        half = size // 2
+        image[row * half : (row + 1) * half, column * half : (column + 1) * half] += 90
+        (folder / f"class{label}").mkdir(parents=True, exist_ok=True)
+        write_png(folder / f"class{label}" / f"case{index:03d}.png", image)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 PNGs of 16x16 in two classes; do not change them."""
+    return draw_folder(tmp_path_factory.mktemp("images"))
+
+
+def tiny(path: Path, **sections: object) -> Experiment:
+    """A training of seconds on a folder of images: LeNet-sized, no BatchNorm, deterministic."""
+    tree: dict[str, object] = {
+        "name": "tiny",
+        "dataset": {"name": "folder", "path": str(path)},
+        "preprocess": {"intensity": {"method": "range", "low": 0, "high": 255}},
+        "task": {"name": "classification"},
+        "network": {"name": "plain", "widths": [8, 8], "norm": "none"},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "split": {"method": "fraction", "val": 0.2, "test": 0.2},
+        "train": {"epochs": 2, "batch_size": 8, "precision": "fp32"},
+        "scaling": {"workers": 1, "cpus_per_worker": 1},
+    }
+    return parse({**tree, **sections})

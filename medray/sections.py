@@ -81,6 +81,12 @@ class DenoiseSection(Section):
     size_px: Positive = 3
     """Window edge of the median (odd), or standard deviation of the Gaussian, in voxels."""
 
+    @model_validator(mode="after")
+    def _check(self) -> DenoiseSection:
+        if self.method == "median" and self.size_px % 2 != 1:
+            raise ValueError(f"size_px of a median must be an odd whole number, not {self.size_px:g}")
+        return self
+
 
 class IntensitySection(Section):
     """How intensities become numbers around zero.

@@ -139,7 +139,9 @@ class Batch:
     weight: torch.Tensor
     """(B,) float, the weight of each case in the loss."""
     index: torch.Tensor
-    """(B,) int64, the row of each case in the store; it stays on the CPU."""
+    """(B,) int64, the row of each case in the store, plus N for each time it was drawn before in the epoch.
+
+    Names a case's random augmentation; stays on the CPU."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; pinned memory is copied without waiting."""

@@ -14,6 +14,8 @@ from medray.config import Experiment, parse
 cluster.prepare_environment()
 # No token file is written to the home of whoever runs the tests.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Tiny tensors: a second thread only waits for the first, and tests may share their cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -36,16 +38,14 @@ def shared_data() -> Path:
 
 
 def draw_folder(folder: Path, cases: int = 40, size: int = 16, classes: int = 2) -> Path:
-    """A folder per class with PNGs: class k has a bright square in the k-th quarter, on noise."""
+    """A folder per class with PNGs: stripes along rows or columns, two or four pixels wide, on noise."""
     from medray.imaging.writer import write_png
 
     draw = np.random.default_rng(0)
     for index in range(cases):
         label = index % classes
-        image = draw.integers(0, 100, (size, size)).astype(np.uint8)
-        row, column = divmod(label, 2)
-        half = size // 2
-        image[row * half : (row + 1) * half, column * half : (column + 1) * half] += 90
+        stripes = (np.indices((size, size))[label % 2] // (1 + label // 2)) % 2
+        image = (draw.integers(0, 100, (size, size)) + 100 * stripes).astype(np.uint8)
         (folder / f"class{label}").mkdir(parents=True, exist_ok=True)
         write_png(folder / f"class{label}" / f"case{index:03d}.png", image)
     return folder

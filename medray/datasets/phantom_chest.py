@@ -85,7 +85,7 @@ def _torso(
     for organ in (
         blob(zero, vary(-0.12, 0.03), vary(0.17, 0.03), vary(0.42, 0.03)),
         # Further down the heart is larger and lies to the patient's left.
-        blob(0.06 + 0.12 * low, vary(-0.16, 0.04), 0.16 + 0.18 * low, 0.2 + 0.12 * low),
+        blob(0.05 + 0.1 * low, vary(-0.16, 0.04), 0.15 + 0.16 * low, 0.2 + 0.12 * low),
         blob(zero, vary(0.44, 0.02), vary(0.15, 0.02), vary(0.17, 0.02)),
         blob(vary(0.15, 0.03), vary(0.28, 0.03), vary(0.085, 0.01), vary(0.085, 0.01)),
     ):
@@ -147,7 +147,7 @@ def _nodules(rng: np.random.Generator, kind: Array) -> tuple[Array, Array, Array
     rough = kind[sick] == MALIGNANT
     low, high = (np.where(rough, malignant, benign) for benign, malignant in zip(BENIGN_PX, MALIGNANT_PX, strict=True))
     owner, offset, radius = lesion(rng, rng.uniform(low, high), rough, dims=2)
-    centre = _in_lung(rng, len(sick), 0.72)
+    centre = _in_lung(rng, len(sick), 0.66)
     bright = rng.uniform(0.85, 1.0, len(sick))
     return centre[owner] + offset / (EDGE * 0.5), sick[owner], radius, bright[owner]
 
@@ -156,7 +156,7 @@ def _in_lung(rng: np.random.Generator, count: int, share: float) -> Array:
     """Points (count, 2) spread over the outer part of either lung, up to `share` of its semi-axes."""
     angle, far = rng.uniform(0, 2 * np.pi, count), share * np.sqrt(rng.random(count))
     side = np.where(rng.random(count) < 0.5, -1.0, 1.0)
-    return np.stack([side * (0.49 + 0.28 * far * np.cos(angle)), -0.02 + 0.5 * far * np.sin(angle)], -1)
+    return np.stack([side * (0.51 + 0.27 * far * np.cos(angle)), -0.02 + 0.5 * far * np.sin(angle)], -1)
 
 
 def _level(rng: np.random.Generator, image: Array, lungs: Array) -> None:

@@ -19,50 +19,56 @@ BENIGN_VOXELS, MALIGNANT_VOXELS = (2.2, 4.0), (2.8, 5.4)
 SOFT, BONE, LUNG = 40.0, 420.0, -850.0
 
 
-def draw(rng: np.random.Generator, kind: int, owner: int, size: int) -> tuple[list[Array], list[Array]]:
+def draw(rng: np.random.Generator, kind: int, visits: int, size: int) -> tuple[list[Array], list[Array]]:
     """The volumes of one subject and their label maps.
 
     Args:
         rng: draws everything.
         kind: 0 without, 1 with a benign, 2 with a malignant nodule.
-        owner: volumes of the subject; they share the anatomy, not its place and the noise.
+        visits: volumes of the subject; they share the anatomy, not its place and the noise.
         size: edge in the plane, in voxels; 3/4 of it in slices.
 
     Returns:
         (size, size, 3 size / 4) int16 in Hounsfield units, and uint8 label maps: 0 background, 1 nodule.
     """
-    shape = (size, size, size * 3 // 4)
-    # Anatomy is drawn in the plane's voxels along all axes, then seen on the thicker slices.
-    scale = np.array([size / EDGE, size / EDGE, size / EDGE * SPACING_MM[0] / SPACING_MM[2]])
-    edges = (1.0, 1.0, SPACING_MM[2] / SPACING_MM[0])
-    vessels, vessel_radius = _vessels(rng)
-    ribs, rib_radius = _ribs(rng)
-    nodule, nodule_radius = _nodule(rng, kind)
+    vessels, ribs, nodule = _vessels(rng), _ribs(rng), _nodule(rng, kind)
     wall, bow, bright = rng.uniform(24.5, 27.5), rng.uniform(34, 60), rng.uniform(0.8, 1.0)
     images, labels = [], []
-    for _ in range(owner):
+    for _ in range(visits):
         shift = rng.uniform(-2, 2, 3)
-        axes = tuple(
-            (np.arange(n, dtype=np.float32) / s - d).reshape([1] + [-1 if a == b else 1 for b in range(3)])
-            for a, (n, s, d) in enumerate(zip(shape, scale, shift, strict=True))
-        )
+        axes = _axes(size, shift)
         lung = ellipsoid(axes, (wall - bow, EDGE / 2, EDGE / 2), (bow, bow, 3 * bow), 1.0)
-
-        def paint(points: Array, radius: Array, shift: Array = shift) -> Array:
-            canvas = np.zeros((1, *shape), np.float32)
-            stamp(canvas, np.zeros(len(points), int), (points + shift) * scale, radius * scale[0], edges=edges)
-            return canvas
-
-        image = np.full((1, *shape), SOFT, np.float32)
-        over(image, (1 - lung) * paint(ribs, rib_radius), BONE)
+        image = np.full(lung.shape, SOFT, np.float32)
+        over(image, (1 - lung) * _paint(*ribs, size, shift), BONE)
         over(image, lung, LUNG + 2 * (axes[1] - EDGE / 2))
-        over(image, lung * paint(vessels, vessel_radius), SOFT + 20)
-        cover = lung * paint(nodule, nodule_radius)
+        over(image, lung * _paint(*vessels, size, shift), SOFT + 20)
+        cover = lung * _paint(*nodule, size, shift)
         over(image, cover * bright, SOFT)
         noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(20, 50))
         images.append(np.rint(image + noise)[0].astype(np.int16))
         labels.append((cover[0] > 0.5).astype(np.uint8))
     return images, labels
+
+
+def _grid(size: int) -> tuple[tuple[int, int, int], Array]:
+    """Voxels along each axis, and voxels per unit of the anatomy, which is drawn on EDGE**3 of the plane's voxels."""
+    return (size, size, size * 3 // 4), size / EDGE * np.array([1, 1, SPACING_MM[0] / SPACING_MM[2]])
+
+
+def _axes(size: int, shift: Array) -> tuple[Array, ...]:
+    """Coordinates of the voxels in the anatomy: three arrays that broadcast to (1, *S)."""
+    shape, scale = _grid(size)
+    lines = [np.arange(n, dtype=np.float32) / s - d for n, s, d in zip(shape, scale, shift, strict=True)]
+    return tuple(np.expand_dims(grid, 0) for grid in np.meshgrid(*lines, indexing="ij", sparse=True))
+
+
+def _paint(points: Array, radius: Array, size: int, shift: Array) -> Array:
+    """Cover (1, *S) of balls given in the anatomy."""
+    shape, scale = _grid(size)
+    canvas = np.zeros((1, *shape), np.float32)
+    edges = (1.0, 1.0, SPACING_MM[2] / SPACING_MM[0])
+    stamp(canvas, np.zeros(len(points), int), (points + shift) * scale, radius * scale[0], edges=edges)
+    return canvas
 
 
 def _vessels(rng: np.random.Generator, stems: int = 7, dots: int = 5) -> tuple[Array, Array]:

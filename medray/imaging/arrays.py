@@ -82,8 +82,9 @@ def _read_npy(stream: IO[bytes], size: int, limits: Limits) -> Array:
         version = npy.read_magic(stream)
         parse = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = parse(stream)
-    except ValueError:
-        raise InputError("bad_header", "the .npy header is damaged or not of version 1 or 2") from None
+    except Exception as error:
+        # The header is Python text that numpy parses: damaged, it raises whatever Python's tokenizer and parser do.
+        raise InputError("bad_header", "the .npy header is damaged or not of version 1 or 2") from error
     _check_dtype(dtype)
     # The file is one array: the limit on bytes holds for it, those on the grid for each image in it.
     count = 1

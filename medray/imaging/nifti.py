@@ -206,6 +206,6 @@ def _scaled(voxels: Array, header: Any) -> tuple[Array, tuple[str, ...]]:
 
 def _private(header: Any, extensions: bytes) -> tuple[str, ...]:
     """phi_in_header where the header holds free text (an extension) or what looks like a DICOM name."""
-    written = any(extensions[4:])
+    written = bool(extensions[4:].strip(b"\0"))
     named = any(b"^" in bytes(header[field]) for field in ("descrip", "intent_name", "aux_file"))
     return ("phi_in_header",) if written or named else ()

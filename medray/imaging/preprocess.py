@@ -8,6 +8,7 @@ and 'not 0' are facts of voxels that were measured, and neither interpolation no
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -31,7 +32,7 @@ def preprocess(case: Case, cfg: PreprocessSection) -> Case:
 
     Intensity 'range' returns values in [low, high], for integer images as uint8, uint16 or int16 (resampling rounds
     them: at most half a level), and `normalise` does the rest on the device. Every other method returns final
-    float32. Padding is the image's background: its value where the raw image is at its minimum.
+    float32. Padding is the background: what the raw image's minimum became.
 
     Raises InputError: wrong_rank (size or spacing_mm for another number of axes), wrong_channels,
     missing_geometry (spacing_mm, but the file has no mm). Warns: clipped ('range', more than 1 % outside).
@@ -46,14 +47,17 @@ def preprocess(case: Case, cfg: PreprocessSection) -> Case:
         case = replace(case, image=_denoised(case.image, cfg.denoise))
     if cfg.orientation is not None:
         case = to_ras(case)
+    background = case.image.min(keepdims=True)
     if cfg.crop_foreground:
         case = crop_foreground(case)
-    background = np.unravel_index(int(case.image.argmin()), case.image.shape)
-    image, warnings = _intensities(case.image, cfg.intensity)
-    case = replace(case, image=image, warnings=case.warnings + warnings)
+    if _is_clipped(case.image, cfg.intensity):
+        case = replace(case, warnings=(*case.warnings, "clipped"))
+    finish = _finisher(case.image, cfg.intensity)
+    case = replace(case, image=finish(case.image))
     grid = _target_grid(case, cfg)
     if grid is not None:
-        case = onto(case, grid, order=1, fill=float(image[background]))
+        # The crop may have cut off all background: its value goes through the same map as the image.
+        case = onto(case, grid, order=1, fill=float(finish(background).item()))
     # Three equal channels are made last: everything before is done once instead of three times.
     image = np.repeat(case.image, 3, axis=0) if cfg.channels == "rgb" and colours == 1 else case.image
     return replace(case, image=np.ascontiguousarray(image))
@@ -117,29 +121,41 @@ def _denoised(image: Array, cfg: DenoiseSection) -> Array:
     return np.rint(smooth).astype(image.dtype) if image.dtype.kind in "iu" else np.asarray(smooth)
 
 
-def _intensities(image: Array, cfg: IntensitySection) -> tuple[Array, tuple[str, ...]]:
+def _finisher(image: Array, cfg: IntensitySection) -> Callable[[Array], Array]:
+    """The map from raw values to final ones (to the range alone, for 'range'), with the statistics of `image`."""
+    low, high = cfg.bounds
     if cfg.method == "range":
-        return _clipped(image, *cfg.bounds)
-    values = image.astype(np.float32)
+        return lambda values: _in_range(values, low, high)
     if cfg.method in ("window", "percentile"):
-        low, high = cfg.bounds
         if cfg.method == "percentile":
             low, high = _percentiles(image, (low, high))
-        return _mapped(values, low, high), ()
+        return lambda values: _mapped(values.astype(np.float32), low, high)
     # Over the whole image, not per channel: the colours of a picture are one measurement.
-    measured = values[image != 0] if cfg.method == "zscore_nonzero" else values
+    nonzero = cfg.method == "zscore_nonzero"
+    measured = image[image != 0] if nonzero else image
     mean = float(measured.mean(dtype=np.float64)) if measured.size else 0.0
     deviation = float(measured.std(dtype=np.float64)) if measured.size else 0.0
-    normal = (values - np.float32(mean)) / np.float32(deviation) if np.float32(deviation) > 0 else np.zeros_like(values)
-    if cfg.method == "zscore_nonzero":
-        normal[image == 0] = 0
-    return normal, ()
+    return lambda values: _standardised(values, mean, deviation, nonzero)
+
+
+def _standardised(raw: Array, mean: float, deviation: float, nonzero: bool) -> Array:
+    """Mean 0, deviation 1; an image without contrast becomes 0, and so does what was 0 and not measured."""
+    values = raw.astype(np.float32)
+    if not np.float32(deviation) > 0:
+        return np.zeros_like(values)
+    values -= np.float32(mean)
+    values /= np.float32(deviation)
+    if nonzero:
+        values[raw == 0] = 0
+    return values
 
 
 def _percentiles(image: Array, percents: tuple[float, float]) -> tuple[float, float]:
     """np.percentile of the whole image; for integers of 8 or 16 bits by counting, about eight times as fast."""
     if image.dtype.kind not in "iu" or image.dtype.itemsize > 2:
-        low, high = np.percentile(image, percents).tolist()
+        # Between integers numpy interpolates in their own type, where a difference can overflow.
+        values = image.astype(np.float64) if image.dtype.kind in "iu" else image
+        low, high = np.percentile(values, percents).tolist()
         return low, high
     bins = 1 << (8 * image.dtype.itemsize)
     flat = image.ravel().view(f"u{image.dtype.itemsize}")
@@ -166,19 +182,24 @@ def _mapped(values: Array, low: float, high: float) -> Array:
     return values
 
 
-def _clipped(image: Array, low: float, high: float) -> tuple[Array, tuple[str, ...]]:
+def _is_clipped(image: Array, cfg: IntensitySection) -> bool:
+    """Whether 'range' cuts off so much that it was probably meant for other images."""
+    low, high = cfg.bounds
+    if cfg.method != "range" or (low <= image.min() and image.max() <= high):
+        return False
+    return bool(np.count_nonzero((image < low) | (image > high)) > CLIPPED_SHARE * image.size)
+
+
+def _in_range(image: Array, low: float, high: float) -> Array:
     """Values in [low, high] for `normalise`; integers in the smallest of uint8, uint16, int16 that holds that range.
 
     The dtype follows from the range and not from the image, so that the integer cases of one data set agree.
     """
-    lies_within = low <= image.min() and image.max() <= high
-    outside = 0.0 if lies_within else np.count_nonzero((image < low) | (image > high)) / image.size
-    warnings = ("clipped",) if outside > CLIPPED_SHARE else ()
     least, most = math.ceil(low), math.floor(high)
     if image.dtype.kind in "iu" and least <= most:
         for kind in (np.uint8, np.uint16, np.int16):
             if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max:
-                if not lies_within:
+                if image.min() < least or image.max() > most:
                     image = np.clip(image.astype(np.result_type(image.dtype, kind), copy=False), least, most)
-                return image.astype(kind, copy=False), warnings
-    return np.clip(image.astype(np.float32), low, high), warnings
+                return image.astype(kind, copy=False)
+    return np.clip(image.astype(np.float32), low, high)

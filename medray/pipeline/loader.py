@@ -55,7 +55,7 @@ class Sampling:
 
 
 def epoch_order(rows: Array, sampling: Sampling, epoch: int) -> Array:
-    """(n,) the rows of one epoch in order, the same on every worker."""
+    """(n,) the rows of one epoch in order, the same on every worker; drawn with replacement if there are chances."""
     draw = np.random.default_rng((sampling.seed, epoch))
     if sampling.chances is None:
         return draw.permutation(rows)
@@ -69,6 +69,7 @@ def train_batches(samples: Samples, rows: Array, sampling: Sampling, epoch: int,
     of the weighted sums is the weighted mean.
     """
     order = epoch_order(rows, sampling, epoch)
+    draws = order + len(samples.targets) * _occurrences(order)
     for step in range(sampling.steps(len(order))):
         whole = order[step * sampling.batch_size : (step + 1) * sampling.batch_size]
         weights = samples.weights[torch.from_numpy(whole)]
@@ -78,7 +79,18 @@ def train_batches(samples: Samples, rows: Array, sampling: Sampling, epoch: int,
         if sampling.mixup.p > 0:
             partners = np.roll(whole, 1)[share.rank :: share.size]
             batch = _mix(batch, gather(samples, partners), sampling, epoch)
-        yield replace(batch, weight=batch.weight * (share.size / total))
+        index = torch.from_numpy(draws[step * sampling.batch_size :][share.rank : len(whole) : share.size].copy())
+        yield replace(batch, weight=batch.weight * (share.size / total), index=index)
+
+
+def _occurrences(order: Array) -> Array:
+    """(n,) how often each row came before in the order."""
+    by_row = np.argsort(order, kind="stable")
+    first = np.r_[True, np.diff(order[by_row]) > 0]
+    starts = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    counts = np.empty(len(order), np.int64)
+    counts[by_row] = np.arange(len(order)) - starts
+    return counts
 
 
 def eval_batches(samples: Samples, rows: Array, batch_size: int, share: Share) -> Iterator[Batch]:

@@ -16,8 +16,8 @@ from medray.config import ConfigError
 from medray.sections import SplitSection
 from medray.types import Array, CaseRef, Dataset, InputError, Split
 
-TRIES = 20
-"""Orders in which subjects with several classes are dealt before giving up on having each class in each split."""
+TRIES = 40
+"""Ways to deal subjects with several classes before giving up on having each class in each split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,8 @@ def _deal(
     """Rows of each part, by whole subjects and in the given shares.
 
     Greedy as scikit-learn's StratifiedGroupKFold, for unequal parts: subjects with the most uneven counts first, each
-    to where the counts stay nearest to the shares; before that, one subject of each class to each part, rarest first.
+    to where the counts stay nearest to the shares. Where that leaves a part without a class, each part gets a subject
+    of each class first, rarest class first: where it costs least, then at random.
     """
     members: dict[str, list[int]] = {}
     for row in rows:
@@ -147,17 +148,10 @@ def _deal(
     weight = np.array(list(shares.values()))
     counts = _columns(groups, labels, len(shares), cfg.stratify)
     for attempt in range(TRIES):
-        order = (
-            np.random.default_rng([attempt, len(groups)]).permutation(len(groups))
-            if attempt
-            else np.arange(len(groups))
-        )
-        part = _greedy(counts[order], labels[order], weight)
-        held = np.array([labels[order][part == p].any(axis=0) for p in range(len(weight))])
-        filled = len(set(part.tolist())) == len(weight)
-        if filled and held[:, labels.any(axis=0)].all():
+        part = _greedy(counts, labels, weight, attempt)
+        if all((part == p).any() and labels[part == p].any(axis=0).all() for p in range(len(weight))):
             return {
-                name: [row for g in np.flatnonzero(part == p) for row in members[subjects[order[g]]]]
+                name: [row for group in np.flatnonzero(part == p) for row in members[subjects[group]]]
                 for p, name in enumerate(shares)
             }
     raise ConfigError(["split: no way found to have each class in each part; try another split.seed or stratify=false"])
@@ -206,28 +200,31 @@ def _check_enough(dataset: Dataset, labels: Array, parts: Sequence[str]) -> None
         raise ConfigError(few or [f"split: too few subjects of a class for {len(parts)} parts"])
 
 
-def _greedy(counts: Array, labels: Array, shares: Array) -> Array:
-    """The part of each group (G,), from its shares of the whole `counts` (G, columns) and its `labels` (G, classes)."""
+def _greedy(counts: Array, labels: Array, shares: Array, attempt: int) -> Array:
+    """The part of each group (G,), from its shares of the whole `counts` (G, columns) and its `labels` (G, classes).
+
+    From the second attempt on, each part first gets a group of each class, rarest class and smallest group first:
+    where it costs least, from the third on at random.
+    """
     part = np.full(len(counts), -1)
     filled = np.zeros((len(shares), counts.shape[1]))
+    rng = np.random.default_rng(attempt)
 
     def put(group: int, among: Array) -> None:
         # Growth of sum (filled - share)^2 / share; for single cases this is Sainte-Lague's apportionment.
         after = (filled[among] + counts[group] / 2 - shares[among, None]) * counts[group] / shares[among, None]
-        chosen = among[int(np.argmin(after.sum(axis=1)))]
-        part[group] = chosen
+        part[group] = chosen = among[int(np.argmin(after.sum(axis=1)))]
         filled[chosen] += counts[group]
 
-    order = np.argsort(-counts.std(axis=1), kind="stable")
     by_size = np.argsort(counts[:, 0], kind="stable")
-    for label in np.argsort((labels > 0).sum(axis=0), kind="stable"):
+    for label in np.argsort((labels > 0).sum(axis=0), kind="stable") if attempt else ():
         holders = by_size[labels[by_size, label] > 0]
-        for group in holders:
+        for group in holders[part[holders] < 0]:
             empty = np.setdiff1d(np.arange(len(shares)), part[holders])
-            if not len(empty):
-                break
-            if part[group] < 0:
-                put(group, empty)
-    for group in order[part[order] < 0]:
-        put(group, np.arange(len(shares)))
+            if len(empty):
+                put(group, empty if attempt == 1 else rng.choice(empty, 1))
+    # The most uneven first: those that come late are small and even out what is left.
+    for group in np.argsort(-counts.std(axis=1), kind="stable"):
+        if part[group] < 0:
+            put(group, np.arange(len(shares)))
     return part

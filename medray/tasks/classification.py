@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from medray.metrics.classification import summarise
+from medray.metrics.classification import decide, summarise
 from medray.sections import Fraction, NonNegative, Section, TaskSection
 from medray.types import Array, Batch, Prediction
 
@@ -129,15 +129,17 @@ class Classification:
 
     def decode(self, case_id: str, scores: Array, warnings: tuple[str, ...] = ()) -> Prediction:
         """The answer for one case from its probabilities (K,)."""
-        if self.mode == "multilabel":
-            chosen = [name for name, score in zip(self.classes, scores, strict=True) if score >= self.cfg.threshold]
-        else:
-            chosen = [self.classes[int(np.argmax(scores))]]
+        picked = decide(scores[None], self.mode == "multilabel", self._thresholds())[0]
+        chosen = [name for name, one in zip(self.classes, picked, strict=True) if one]
         return Prediction(case_id, self.classes, scores, tuple(chosen), warnings)
 
     def summarise(self, scores: Array, targets: Array) -> dict[str, float]:
         """Metrics of probabilities (N, K) against targets (N, K)."""
-        return summarise(scores, targets, multilabel=self.mode == "multilabel")
+        return summarise(scores, targets, self.mode == "multilabel", self._thresholds())
+
+    def _thresholds(self) -> list[float] | None:
+        """Probability from which on each class is said to be present; exclusive classes have none."""
+        return [self.cfg.threshold] * len(self.classes) if self.mode == "multilabel" else None
 
     def case_weights(self, targets: Array, weights: Array) -> Array:
         """(n,) weights in the loss: `weights`, times the inverse share of the class where that is asked for.

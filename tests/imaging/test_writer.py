@@ -53,7 +53,7 @@ def test_nifti_bytes_depend_on_the_image_alone(tmp_path: Path) -> None:
     ],
 )
 def test_nifti_refuses_what_it_cannot_say(tmp_path: Path, name: str, image: np.ndarray, affine: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="must|is a real"):
+    with pytest.raises(ValueError, match=r"must|is a real"):
         write_nifti(tmp_path / name, image, affine)
 
 

@@ -1,0 +1,200 @@
+"""The loop in one plain process: it learns, stops when it should, resumes, and is the same on any number of workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_folder, tiny
+from torch import distributed, multiprocessing
+
+from medray.pipeline.prepare import Prepared, prepare
+from medray.training import checkpoint
+from medray.training.learner import Learner, precision
+from medray.training.loop import EpochDone, Finished, NonFiniteLoss, StepDone, evaluate, fit
+from medray.training.world import World, joined_world
+
+LEARNS = {"optimizer": {"name": "adamw", "lr": 0.01}, "train": {"epochs": 12, "batch_size": 8, "precision": "fp32"}}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stores")
+
+
+def learner(folder: Path, stores: Path, **sections: Any) -> Learner:
+    experiment = tiny(folder, **sections)
+    return Learner(experiment, prepare(experiment, stores), World())
+
+
+def run(one: Learner) -> tuple[list[float], list[EpochDone], Finished]:
+    losses, epochs = [], []
+    for event in fit(one):
+        match event:
+            case StepDone():
+                losses.append(float(event.loss))
+            case EpochDone():
+                epochs.append(event)
+            case Finished():
+                return losses, epochs, event
+    raise AssertionError("no end")
+
+
+def test_it_learns_and_keeps_the_best_epoch(image_folder: Path, stores: Path) -> None:
+    one = learner(image_folder, stores, **LEARNS)
+    losses, epochs, finished = run(one)
+    assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
+    assert finished.metrics["test/accuracy"] == 1
+    best = max(epochs, key=lambda event: event.metrics["val/auroc"])
+    assert finished.metrics["val/auroc"] == pytest.approx(best.metrics["val/auroc"])
+    assert finished.scores["val"].shape == (8, 2)
+    assert finished.reason == "all epochs done"
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_another(image_folder: Path, stores: Path) -> None:
+    curve = run(learner(image_folder, stores))[0]
+    assert run(learner(image_folder, stores))[0] == curve
+    assert run(learner(image_folder, stores, seed=1))[0] != curve
+
+
+SWITCHES: list[dict[str, Any]] = [
+    {"train": {"epochs": 1, "batch_size": 8, "precision": "bf16"}},
+    {"train": {"epochs": 1, "batch_size": 8, "clip_norm": 0.1}},
+    {"train": {"epochs": 1, "batch_size": 8, "ema": 0.9}},
+    {"train": {"epochs": 1, "batch_size": 8, "channels_last": False}},
+    {"optimizer": {"name": "sgd", "lr": 0.01, "l1": 0.01}},
+    {"schedule": {"name": "cosine", "warmup_epochs": 1}},
+    {"augment": {"flip": {"p": 0.5, "axes": [0, 1]}, "noise": {"p": 1, "std": 0.1}, "mixup": {"p": 0.5, "alpha": 1}}},
+    {"task": {"name": "classification", "class_weights": "balanced", "sampling": "balanced"}},
+    {"task": {"name": "classification", "mode": "ordinal"}},
+]
+
+
+@pytest.mark.parametrize("sections", SWITCHES, ids=str)
+def test_every_switch_trains_and_changes_something(image_folder: Path, stores: Path, sections: dict[str, Any]) -> None:
+    plain = learner(image_folder, stores, train={"epochs": 1, "batch_size": 8, "precision": "fp32"})
+    run(plain)
+    one = learner(image_folder, stores, **sections)
+    losses, _, finished = run(one)
+    assert np.isfinite(losses).all()
+    assert np.isfinite(finished.scores["test"]).all()
+    if "channels_last" in str(sections):
+        return
+    mine, theirs = ({k: v.flatten() for k, v in o.best_weights.items()} for o in (one, plain))
+    assert any(mine[name].shape != theirs[name].shape or not torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_accumulation_changes_memory_and_not_the_curve(image_folder: Path, stores: Path) -> None:
+    curves = [
+        run(learner(image_folder, stores, train={"epochs": 2, "batch_size": 8, "precision": "fp32", "accumulate": n}))[
+            0
+        ]
+        for n in (1, 3)
+    ]
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_compile_trains_to_the_same_curve(image_folder: Path, stores: Path) -> None:
+    plain = run(learner(image_folder, stores))[0]
+    compiled = run(
+        learner(image_folder, stores, train={"epochs": 2, "batch_size": 8, "precision": "fp32", "compile": True})
+    )
+    np.testing.assert_allclose(compiled[0], plain, rtol=1e-3)
+
+
+def test_patience_stops(image_folder: Path, stores: Path) -> None:
+    frozen = {"name": "sgd", "lr": 1e-12}
+    train = {"epochs": 9, "batch_size": 8, "precision": "fp32", "patience": 2}
+    _, epochs, finished = run(learner(image_folder, stores, optimizer=frozen, train=train))
+    assert len(epochs) == 3
+    assert finished.reason == "no better val/auroc in 2 epochs"
+
+
+def test_max_minutes_stops_at_the_end_of_an_epoch(image_folder: Path, stores: Path) -> None:
+    train = {"epochs": 99, "batch_size": 8, "max_minutes": 1e-6}
+    _, epochs, finished = run(learner(image_folder, stores, train=train))
+    assert len(epochs) == 1
+    assert "max_minutes" in finished.reason
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_no_nan_in_the_weights(
+    image_folder: Path, stores: Path
+) -> None:
+    one = learner(image_folder, stores)
+    one.samples.weights[one.rows["train"][5]] = float("nan")
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step \d+ \(epoch 1\)"):
+        run(one)
+    assert all(torch.isfinite(p).all() for p in one.network.parameters())
+
+
+def test_monitor_and_mode(image_folder: Path, stores: Path) -> None:
+    one = learner(image_folder, stores, train={"epochs": 1, "batch_size": 8, "monitor": "val/loss"})
+    assert one.sign == -1
+    with pytest.raises(ValueError, match="'val/dice' is not measured; there are: .*val/auroc"):
+        run(learner(image_folder, stores, train={"epochs": 1, "batch_size": 8, "monitor": "val/dice"}))
+
+
+def test_resume_from_a_checkpoint_ends_with_the_same_weights(image_folder: Path, stores: Path, tmp_path: Path) -> None:
+    train = {"epochs": 4, "batch_size": 8, "precision": "fp32", "ema": 0.9}
+    whole = learner(image_folder, stores, train=train)
+    run(whole)
+    first = learner(image_folder, stores, train=train)
+    for event in fit(first):
+        if isinstance(event, EpochDone) and event.epoch == 2:
+            checkpoint.save(tmp_path, first.state())
+            break
+    second = learner(image_folder, stores, train=train)
+    second.load_state(checkpoint.load(tmp_path))
+    _, epochs, _ = run(second)
+    assert [event.epoch for event in epochs] == [3, 4]
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, second.network.state_dict()[name]), name
+
+
+def test_precision_follows_the_hardware() -> None:
+    assert precision("fp16", torch.device("cpu")) == "fp16"
+    assert precision("auto", torch.device("cpu")) in ("bf16", "fp32")
+
+
+def _worker(rank: int, size: int, port: int, prepared: Prepared, experiment: Any, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=size)
+    one = Learner(experiment, prepared, joined_world(torch.device("cpu")))
+    before, _ = evaluate(one, "val")
+    losses = []
+    for event in fit(one):
+        match event:
+            case StepDone():
+                losses.append(float(one.world.sum(event.loss)) / size)
+            case Finished() if rank == 0:
+                np.savez(folder / f"{size}.npz", losses=losses, before=list(before.values()), **event.scores)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("sampling", ["natural", "balanced"])
+def test_two_workers_give_the_metrics_and_the_curve_of_one(tmp_path: Path, sampling: str) -> None:
+    """On labels sorted by class, where shards by stride would give each worker one class."""
+    folder = draw_folder(tmp_path / "images", cases=49)
+    experiment = tiny(
+        folder,
+        train={"epochs": 7, "batch_size": 8, "precision": "fp32"},
+        optimizer={"name": "sgd", "lr": 0.05},
+        task={"name": "classification", "class_weights": "balanced", "sampling": sampling},
+        augment={"flip": {"p": 0.5, "axes": [0, 1]}, "mixup": {"p": 0.5, "alpha": 0.4}},
+    )
+    prepared = prepare(experiment, tmp_path / "stores")
+    for size in (1, 2):
+        port = 20_000 + os.getpid() % 20_000 + size
+        multiprocessing.spawn(_worker, (size, port, prepared, experiment, tmp_path), nprocs=size)
+    one, two = (np.load(tmp_path / f"{size}.npz") for size in (1, 2))
+    assert len(one["losses"]) >= 20
+    np.testing.assert_allclose(one["losses"][:20], two["losses"][:20], atol=1e-4)
+    np.testing.assert_allclose(one["before"], two["before"], atol=1e-6)
+    for split in ("val", "test"):
+        np.testing.assert_allclose(one[split], two[split], atol=1e-4)

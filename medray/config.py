@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Annotated, Any, cast, get_args
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError
 from pydantic_core import PydanticCustomError
 from yaml import YAMLError
@@ -206,7 +206,9 @@ def _override(config: Any, overrides: Iterable[str]) -> dict[str, Any]:
 def _plain(config: Any) -> dict[str, Any]:
     """The tree as plain dicts and lists, interpolations resolved."""
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ConfigError([f"{error.full_key}: is missing; give it as {error.full_key}=..."]) from None
     except OmegaConfBaseException as error:
         raise ConfigError([" ".join(str(error).split())]) from None
 

@@ -24,7 +24,7 @@ from medray.types import Array, CaseRef, Dataset
 
 Kind = Literal["none", "benign", "malignant"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-GENERATOR = 1
+GENERATOR = 2
 """Part of the cache key: raised whenever the same settings draw other images."""
 SUBJECTS_AT_ONCE = 32
 """Bounds the memory of a drawing step; it is part of what a seed means."""

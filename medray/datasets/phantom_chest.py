@@ -147,7 +147,7 @@ def _nodules(rng: np.random.Generator, kind: Array) -> tuple[Array, Array, Array
     rough = kind[sick] == MALIGNANT
     low, high = (np.where(rough, malignant, benign) for benign, malignant in zip(BENIGN_PX, MALIGNANT_PX, strict=True))
     owner, offset, radius = lesion(rng, rng.uniform(low, high), rough, dims=2)
-    centre = _in_lung(rng, len(sick), 0.66)
+    centre = _in_lung(rng, len(sick), 0.76)
     bright = rng.uniform(0.85, 1.0, len(sick))
     return centre[owner] + offset / (EDGE * 0.5), sick[owner], radius, bright[owner]
 

@@ -80,16 +80,32 @@ class Allotment:
     gpu: bool
 
 
+def joins_cluster() -> bool:
+    """Whether this command works on a cluster that is already there, as a submitted job does."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def resources() -> tuple[float, int]:
+    """CPUs and GPUs: of the cluster that is or will be joined, else of this machine, without starting Ray."""
+    if joins_cluster():
+        import ray
+
+        connect()
+        found = ray.cluster_resources()
+        return found.get("CPU", 0.0), int(found.get("GPU", 0))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    installed = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    gpus = installed if visible is None else min(installed, len([item for item in visible.split(",") if item]))
+    return float(len(os.sched_getaffinity(0))), gpus
+
+
 def allot(scaling: ScalingSection, share: int = 1) -> Allotment:
-    """Turn `auto` into what the connected cluster has, for one of `share` equal parts of it.
+    """Turn `auto` into what there is, for one of `share` equal parts of it.
 
     Raises:
         ValueError: if the cluster can never give what is asked for.
     """
-    import ray
-
-    resources = ray.cluster_resources()
-    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    cpus, gpus = resources()
     gpu = gpus > 0 if scaling.gpu == "auto" else scaling.gpu
     workers = (max(1, gpus // share) if gpu else 1) if scaling.workers == "auto" else scaling.workers
     per_worker = scaling.cpus_per_worker

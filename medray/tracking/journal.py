@@ -19,6 +19,11 @@ def plain(row: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
 
+def from_plain(row: Mapping[str, float | None]) -> Row:
+    """The row with NaN where JSON had null."""
+    return {name: math.nan if value is None else value for name, value in row.items()}
+
+
 def append(file: Path, row: Mapping[str, float | None]) -> None:
     """Add one line."""
     with file.open("a", encoding="utf-8") as stream:
@@ -34,7 +39,7 @@ def read(file: Path, start: int = 0) -> tuple[list[Row], int]:
         text = stream.read()
     whole = text[: text.rfind(b"\n") + 1]
     rows = [json.loads(line) for line in whole.splitlines()]
-    return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows], start + len(whole)
+    return [from_plain(row) for row in rows], start + len(whole)
 
 
 def latest_epochs(rows: list[Row]) -> list[Row]:

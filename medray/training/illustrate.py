@@ -15,8 +15,8 @@ from medray.metrics.classification import confusion_matrix
 from medray.pipeline.augment import augment
 from medray.pipeline.prepare import Prepared
 from medray.reports import figures
-from medray.training.launch import Outcome
-from medray.training.learner import monitor_sign, task_of
+from medray.training.learner import monitor_of, monitor_sign
+from medray.training.worker import Outcome
 from medray.types import Array
 
 GRID = 16
@@ -39,7 +39,7 @@ def illustrate(folder: Path, experiment: Experiment, prepared: Prepared, outcome
     split = "test" if len(prepared.split.test) else "val"
     scores, targets = outcome.scores[split], prepared.targets[prepared.rows(split)]
     classes, multilabel = prepared.dataset.classes, prepared.dataset.multilabel
-    monitor = experiment.train.monitor or task_of(experiment, prepared).monitor
+    monitor = monitor_of(experiment, prepared)
     mode: Literal["max", "min"] = "max" if monitor_sign(monitor, experiment.train.mode) > 0 else "min"
     pages = {
         "curves": figures.curves(outcome.history, monitor, mode),

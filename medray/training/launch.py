@@ -1,10 +1,9 @@
-"""Ray Train: a training on the workers of a cluster. Turns the loop's events into reports and journal lines."""
+"""Ray Train: a training on the workers of a cluster."""
 
 from __future__ import annotations
 
-import tempfile
-import time
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,15 @@ from medray.cluster import Allotment
 from medray.config import Experiment
 from medray.pipeline.prepare import Prepared
 from medray.tracking import journal
-from medray.types import Array
+from medray.training.worker import Outcome, collect, work
+from medray.training.world import joined_world, set_threads
 
-CHECKPOINT_EVERY_S = 60.0
 RUN_NAME = "train"
 """Ray's folder inside the run's folder; the same name again goes on from its last checkpoint."""
 
 
 class TrainingFailed(RuntimeError):
     """A training that ended without a model; the message is the cause on the worker."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What a finished training leaves."""
-
-    reason: str
-    metrics: dict[str, float]
-    """best_epoch, val/..., test/... of the best weights."""
-    scores: dict[str, Array]
-    """(n, K) probabilities of val and test."""
-    weights: dict[str, Any]
-    """State dict of the best epoch."""
-    history: list[journal.Row]
-    """One row per epoch."""
-    unfit: tuple[str, ...]
-    """What of network.weights did not fit."""
 
 
 def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: Allotment) -> Outcome:
@@ -77,25 +59,8 @@ def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: 
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingFailed(_cause(error)) from error
-    return collect(result.checkpoint.to_directory(), folder)
-
-
-def collect(checkpoint_folder: str, folder: Path) -> Outcome:
-    """The outcome that a training left in its last checkpoint and its journal."""
-    from medray.training import checkpoint
-
-    place = Path(checkpoint_folder)
-    state = checkpoint.load(place)
-    rows, _ = journal.read(folder / "journal.jsonl")
-    finished = state["finished"]
-    return Outcome(
-        reason=finished["reason"],
-        metrics=finished["metrics"],
-        scores=checkpoint.load_scores(place),
-        weights=state["best_weights"],
-        history=journal.latest_epochs(rows),
-        unfit=tuple(finished["unfit"]),
-    )
+    with result.checkpoint.as_directory() as place:
+        return collect(Path(place))
 
 
 class JournalWriter(UserCallback):  # type: ignore[misc]
@@ -106,56 +71,27 @@ class JournalWriter(UserCallback):  # type: ignore[misc]
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """One line per epoch."""
-        row = metrics[0].get("row")
-        if row:
+        if row := metrics[0]["row"]:
             journal.append(self.file, row)
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """One worker of a training: steps, and reports each epoch to Ray."""
-    entered = time.time()
-    from medray.training import checkpoint
-    from medray.training.learner import Learner
-    from medray.training.loop import EpochDone, Finished, StepDone, fit
-    from medray.training.world import joined_world, set_threads
+class RayReporter:
+    """Reports to Ray Train, which waits for all workers."""
 
+    def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
+        """The row reaches the controller; Ray keeps the checkpoint."""
+        checkpoint = None if place is None else ray.train.Checkpoint.from_directory(str(place))
+        ray.train.report({"row": dict(row)}, checkpoint=checkpoint)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What Ray Train runs on each worker."""
     set_threads(config["cpus"])
     world = joined_world(ray.train.torch.get_device())
-    learner = Learner(config["experiment"], config["prepared"], world)
-    if (last := ray.train.get_checkpoint()) is not None:
-        with last.as_directory() as place:
-            learner.load_state(checkpoint.load(Path(place)))
-    times = {"at/worker": entered, "at/network": time.time()}
-    saved = time.monotonic()
-    for event in fit(learner):
-        match event:
-            case StepDone():
-                times.setdefault("at/first_step", time.time())
-            case EpochDone():
-                due = time.monotonic() - saved > CHECKPOINT_EVERY_S
-                saved = time.monotonic() if due else saved
-                _report(learner, {**event.metrics, **times, "best": float(event.best)}, save=due)
-                times = {}
-            case Finished():
-                note = {"reason": event.reason, "metrics": event.metrics, "unfit": list(learner.unfit)}
-                _report(learner, {}, save=True, finished=note, scores=event.scores)
-
-
-def _report(
-    learner: Any, row: dict[str, float], save: bool, finished: Any = None, scores: dict[str, Array] | None = None
-) -> None:
-    """Report to Ray, all workers together; rank 0 brings the row and, if due, the checkpoint."""
-    from medray.training import checkpoint
-
-    metrics = {"row": journal.plain(row)}
-    if not save or learner.world.rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as place:
-        checkpoint.save(Path(place), {**learner.state(), "finished": finished})
-        if scores is not None:
-            checkpoint.save_scores(Path(place), scores)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(place))
+    last = ray.train.get_checkpoint()
+    with contextlib.nullcontext() if last is None else last.as_directory() as place:
+        start = None if place is None else Path(place)
+        work(config["experiment"], config["prepared"], world, RayReporter(), start)
 
 
 def _cause(error: BaseException) -> str:

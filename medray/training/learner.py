@@ -39,7 +39,7 @@ class Learner:
         self.sampling = Sampling(experiment.train.batch_size, experiment.seed, experiment.augment.mixup, chances)
         self.steps_per_epoch = self.sampling.steps(len(self.rows["train"]))
         self.precision = precision(experiment.train.precision, world.device)
-        self.monitor = experiment.train.monitor or self.task.monitor
+        self.monitor = monitor_of(experiment, prepared)
         self.sign = monitor_sign(self.monitor, experiment.train.mode)
 
         built = build(experiment.network, prepared.network_io(self.task.outputs), experiment.seed)
@@ -200,6 +200,11 @@ def task_of(experiment: Experiment, prepared: Prepared) -> Task:
     """The experiment's task on this dataset; it sees the targets of the training cases alone."""
     targets = prepared.targets[prepared.rows("train")]
     return build_task(experiment.task, prepared.dataset.classes, prepared.dataset.multilabel, targets)
+
+
+def monitor_of(experiment: Experiment, prepared: Prepared) -> str:
+    """The metric that chooses the best epoch: the experiment's, else the task's."""
+    return experiment.train.monitor or task_of(experiment, prepared).monitor
 
 
 def monitor_sign(monitor: str, mode: Literal["max", "min"] | None) -> int:

@@ -13,7 +13,7 @@ from medray.pipeline.prepare import Prepared
 from medray.tracking.journal import Row
 
 if TYPE_CHECKING:
-    from medray.training.launch import Outcome
+    from medray.training.worker import Outcome
 
 
 def say(text: str) -> None:

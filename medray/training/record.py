@@ -24,8 +24,8 @@ from medray.tracking import pseudonyms, registry
 from medray.tracking.registry import Standing
 from medray.tracking.run import RunRecord, flatten
 from medray.training.illustrate import illustrate
-from medray.training.launch import Outcome
-from medray.training.learner import monitor_sign, task_of
+from medray.training.learner import monitor_of, monitor_sign, task_of
+from medray.training.worker import Outcome
 from medray.types import Array, InputError
 
 INTERVAL_CASES = 20_000
@@ -118,7 +118,7 @@ def close_record(
     record.log_folder(shared)
     if not experiment.tracking.register_model:
         return None
-    monitor = experiment.train.monitor or task_of(experiment, prepared).monitor
+    monitor = monitor_of(experiment, prepared)
     sign = monitor_sign(monitor, experiment.train.mode)
     score = outcome.metrics[monitor] if monitor in outcome.metrics else float("nan")
     standing = Standing(monitor, score, sign, prepared.fingerprint, prepared.split_fingerprint)

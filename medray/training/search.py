@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
@@ -15,10 +16,13 @@ from medray import cluster
 from medray.config import ConfigError, Experiment, override, to_yaml
 from medray.pipeline.prepare import Prepared, prepare
 from medray.tracking.run import RunRecord, client, start
-from medray.training.launch import Outcome, TrainingFailed
+from medray.training.launch import TrainingFailed
+from medray.training.learner import monitor_of, monitor_sign
 from medray.training.progress import say
 from medray.training.record import close_record, describe, open_record, save_bundle
 from medray.training.train import new_folder
+from medray.training.worker import collect, work
+from medray.training.world import World, set_threads
 
 DISTRIBUTIONS = {
     "uniform": tune.uniform,
@@ -50,7 +54,8 @@ def search(experiment: Experiment) -> dict[str, Any]:
     try:
         results = _run_trials(experiment, prepared, space, allotment, folder)
         best = _log_trials(record, experiment, results)
-        outcome = _outcome(best)
+        with best.checkpoint.as_directory() as place:
+            outcome = collect(Path(place))
         chosen = override(experiment, best.config)
         (folder / "best.yaml").write_text(to_yaml(chosen), encoding="utf-8")
         bundle = save_bundle(folder / "bundle", chosen, prepared_for(chosen, experiment, prepared), outcome)
@@ -129,32 +134,30 @@ def _run_trials(
 
 def run_trial(config: dict[str, Any], experiment: Experiment, prepared: Prepared, cpus: float) -> None:
     """One trial: the loop in this process, an epoch a report, the checkpoint with the last one."""
-    import torch
-
-    from medray.training import checkpoint
-    from medray.training.learner import Learner
-    from medray.training.loop import EpochDone, Finished, fit
-    from medray.training.world import World, set_threads
-
     set_threads(cpus)
     chosen = override(experiment, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learner = Learner(chosen, prepared_for(chosen, experiment, prepared), World(device=device))
-    history: list[dict[str, float]] = []
-    for event in fit(learner):
-        match event:
-            case EpochDone():
-                history.append(event.metrics)
-                score = learner.sign * event.metrics[learner.monitor]
-                tune.report({"score": score, "epochs": event.epoch, "finished": 0, **event.metrics})
-            case Finished():
-                note = {"reason": event.reason, "metrics": event.metrics, "unfit": list(learner.unfit)}
-                with tempfile.TemporaryDirectory() as place:
-                    checkpoint.save(Path(place), {**learner.state(), "finished": note, "history": history})
-                    checkpoint.save_scores(Path(place), event.scores)
-                    score = learner.sign * event.metrics[learner.monitor]
-                    last = {"score": score, "epochs": learner.epoch, "finished": 1, **event.metrics}
-                    tune.report(last, checkpoint=tune.Checkpoint.from_directory(place))
+    sign = monitor_sign(monitor_of(chosen, prepared), chosen.train.mode)
+    reporter = TuneReporter(monitor_of(chosen, prepared), sign)
+    work(chosen, prepared_for(chosen, experiment, prepared), World(device=device), reporter, None)
+
+
+class TuneReporter:
+    """Reports to Ray Tune: an epoch a result; the last one brings the checkpoint and says that the trial ended."""
+
+    def __init__(self, monitor: str, sign: int) -> None:
+        self.monitor = monitor
+        self.sign = sign
+        self.row: dict[str, float | None] = {}
+        self.best = -math.inf
+
+    def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
+        """`score` is the best monitored value so far, more being better."""
+        self.row = dict(row) or self.row
+        value = self.row.get(self.monitor)
+        self.best = max(self.best, -math.inf if value is None else self.sign * value)
+        found = {**self.row, "score": self.best, "finished": int(not row)}
+        tune.report(found, checkpoint=None if place is None else tune.Checkpoint.from_directory(str(place)))
 
 
 def prepared_for(chosen: Experiment, experiment: Experiment, prepared: Prepared) -> Prepared:
@@ -192,15 +195,3 @@ def _log_trials(record: RunRecord, experiment: Experiment, results: Any) -> Any:
 def _score(result: Any) -> float:
     score = (result.metrics or {}).get("score")
     return -math.inf if score is None or not math.isfinite(score) else float(score)
-
-
-def _outcome(result: Any) -> Outcome:
-    """The best trial as a finished training."""
-    from medray.training import checkpoint
-
-    with result.checkpoint.as_directory() as place:
-        state = checkpoint.load(Path(place))
-        scores = checkpoint.load_scores(Path(place))
-    finished = state["finished"]
-    weights, history = state["best_weights"], state["history"]
-    return Outcome(finished["reason"], finished["metrics"], scores, weights, history, tuple(finished["unfit"]))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,78 +44,99 @@ def train(experiment: Experiment, resume: str | None = None, began: float | None
     folder = _open_folder(experiment, resume)
     experiment = load(folder / "experiment.yaml")
     say(f"run {folder.name} in {folder}")
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        # Ray's start and the imports of torch and MLflow take seconds each; the data need none of them.
-        connecting = pool.submit(cluster.connect)
-        opening = pool.submit(_open_record, experiment, folder)
-        try:
-            prepared = prepare(experiment, cluster.home() / "stores", cluster.parallel_map)
-            progress.stage("data")
-            connecting.result()
-        except BaseException:
-            _finish(opening, "FAILED")
-            raise
-        progress.stage("ray")
-        return _train(experiment, prepared, folder, opening, progress)
+    allotment = cluster.allot(experiment.scaling)
+    alone = allotment.workers == 1 and not cluster.joins_cluster()
+    record = _Record(experiment, folder)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # The trainer's imports, and Ray's start, take seconds; preparing the data needs neither.
+        trainer = pool.submit(_trainer, alone)
+        prepared = prepare(experiment, cluster.home() / "stores", cluster.parallel_map)
+        progress.stage("data")
+        run = trainer.result()
+    progress.stage("imports" if alone else "Ray")
+    progress.announce(experiment, prepared, allotment)
+    try:
+        with journal.followed(folder / "journal.jsonl", _listener(record, prepared, progress)):
+            outcome = run(experiment, prepared, folder, allotment)
+        progress.finish(outcome)
+        result = _close(record, prepared, outcome)
+    except KeyboardInterrupt:
+        record.finish("KILLED")
+        raise
+    except BaseException:
+        record.finish("FAILED")
+        raise
+    record.finish("FINISHED")
+    return result
 
 
-def _train(
-    experiment: Experiment, prepared: Prepared, folder: Path, opening: Future[Any], progress: Progress
-) -> dict[str, Any]:
-    """Launch, follow, record."""
+def _trainer(alone: bool) -> Callable[..., Any]:
+    """Where the training will run: in this process, or on the workers of a cluster, which is connected."""
+    if alone:
+        from medray.training.alone import train_alone
+
+        return train_alone
+    connecting = threading.Thread(target=cluster.connect)
+    connecting.start()
     from medray.training.launch import launch
 
-    allotment = cluster.allot(experiment.scaling)
-    progress.announce(experiment, prepared, allotment)
-    status = "FAILED"
-    try:
-        with journal.followed(folder / "journal.jsonl", _listener(opening, experiment, prepared, progress)):
-            outcome = launch(experiment, prepared, folder, allotment)
-        progress.finish(outcome)
-        result = _record(experiment, prepared, folder, opening, outcome)
-        status = "FINISHED"
-        return result
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        _finish(opening, status)
+    connecting.join()
+    return launch
 
 
-def _listener(
-    opening: Future[Any], experiment: Experiment, prepared: Prepared, progress: Progress
-) -> Callable[[journal.Row], None]:
+class _Record:
+    """The run's record in MLflow, opened with the first epoch: until then there is nothing to show."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self._opened: Any = None
+
+    def opened(self, prepared: Prepared) -> Any:
+        """The record; exactly one, however often the run is taken up again."""
+        if self._opened is None:
+            from medray.tracking.run import client, start
+            from medray.training.record import open_record
+
+            file = self.folder / "run.json"
+            known = json.loads(file.read_text(encoding="utf-8"))["run_id"] if file.is_file() else None
+            mlflow = client(self.experiment.tracking.uri)
+            self._opened = start(mlflow, self.experiment.name, self.folder.name, known)
+            file.write_text(json.dumps({"run_id": self._opened.run_id}), encoding="utf-8")
+            if known is None:
+                open_record(self._opened, self.experiment, prepared)
+        return self._opened
+
+    def finish(self, status: str) -> None:
+        """Close the record, if there is one."""
+        if self._opened is not None:
+            self._opened.finish(status)
+
+
+def _listener(record: _Record, prepared: Prepared, progress: Progress) -> Callable[[journal.Row], None]:
     """What is done with each epoch: a line for the person, numbers for MLflow."""
-    opened = False
 
     def listen(row: journal.Row) -> None:
-        nonlocal opened
-        from medray.training.record import open_record
-
         progress.epoch(row)
-        record = opening.result()
-        if not opened:
-            open_record(record, experiment, prepared)
-            opened = True
-        record.log_metrics(row, step=int(row["epoch"]))
+        record.opened(prepared).log_metrics(row, step=int(row["epoch"]))
 
     return listen
 
 
-def _record(
-    experiment: Experiment, prepared: Prepared, folder: Path, opening: Future[Any], outcome: Any
-) -> dict[str, Any]:
+def _close(record: _Record, prepared: Prepared, outcome: Any) -> dict[str, Any]:
     """Bundle, figures, registry; what the job prints last."""
     from medray.training.record import close_record, describe, save_bundle
 
+    experiment, folder = record.experiment, record.folder
     shutil.rmtree(folder / "bundle", ignore_errors=True)
     bundle = save_bundle(folder / "bundle", experiment, prepared, outcome)
-    registered = close_record(opening.result(), folder, experiment, prepared, outcome)
+    mlflow = record.opened(prepared)
+    registered = close_record(mlflow, folder, experiment, prepared, outcome)
     if registered is not None:
         say(registered.verdict)
     return {
         "run": folder.name,
-        "run_id": opening.result().run_id,
+        "run_id": mlflow.run_id,
         "metrics": describe(outcome),
         "intervals": bundle.card["intervals"],
         "bundle": str(bundle.folder),
@@ -144,20 +166,3 @@ def new_folder(experiment: Experiment) -> Path:
     folder = cluster.home() / RUNS / f"{experiment.name}-{stamp}-{secrets.token_hex(2)}"
     folder.mkdir(parents=True)
     return folder
-
-
-def _open_record(experiment: Experiment, folder: Path) -> Any:
-    """The run's record in MLflow: exactly one, however often the run is taken up again."""
-    from medray.tracking.run import client, start
-
-    file = folder / "run.json"
-    known = json.loads(file.read_text(encoding="utf-8"))["run_id"] if file.is_file() else None
-    record = start(client(experiment.tracking.uri), experiment.name, folder.name, known)
-    file.write_text(json.dumps({"run_id": record.run_id}), encoding="utf-8")
-    return record
-
-
-def _finish(opening: Future[Any], status: str) -> None:
-    """Close the record, if there ever was one."""
-    if opening.exception() is None:
-        opening.result().finish(status)

@@ -15,10 +15,10 @@ from medray.imaging.writer import write_png
 from medray.inference import table
 from medray.inference.predictor import Predictor
 from medray.pipeline.prepare import prepare
-from medray.training.launch import Outcome
 from medray.training.learner import Learner
 from medray.training.loop import Finished, fit
 from medray.training.record import save_bundle
+from medray.training.worker import Outcome
 from medray.training.world import World
 from medray.types import InputError, Prediction
 

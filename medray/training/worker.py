@@ -1,0 +1,119 @@
+"""One worker of a training: runs the loop and hands each epoch and checkpoint to a reporter.
+
+Who the reporter is decides where the training runs: this process alone (alone.py), Ray Train's workers
+(launch.py), or a trial of Ray Tune (search.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from medray.config import Experiment
+from medray.pipeline.prepare import Prepared
+from medray.tracking import journal
+from medray.training import checkpoint
+from medray.training.learner import Learner
+from medray.training.loop import EpochDone, Finished, StepDone, fit
+from medray.training.world import World
+from medray.types import Array
+
+CHECKPOINT_EVERY_S = 60.0
+
+
+class Reporter(Protocol):
+    """Where a worker's epochs and checkpoints go. Every worker of a training calls it equally often."""
+
+    def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
+        """Take an epoch's row (empty with the last checkpoint) and, from rank 0 when due, a checkpoint's folder.
+
+        The folder is the worker's and goes when this returns.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a finished training leaves."""
+
+    reason: str
+    metrics: dict[str, float]
+    """best_epoch, val/..., test/... of the best weights."""
+    scores: dict[str, Array]
+    """(n, K) probabilities of val and test."""
+    weights: dict[str, Any]
+    """State dict of the best epoch."""
+    history: list[journal.Row]
+    """One row per epoch."""
+    unfit: tuple[str, ...]
+    """What of network.weights did not fit."""
+
+
+def work(experiment: Experiment, prepared: Prepared, world: World, reporter: Reporter, last: Path | None) -> None:
+    """Train on this worker to the end.
+
+    Args:
+        experiment: the run.
+        prepared: its data.
+        world: this worker's place among all.
+        reporter: hears of every epoch.
+        last: a checkpoint to go on from.
+    """
+    times = {"at/worker": time.time()}
+    learner = Learner(experiment, prepared, world)
+    history: list[dict[str, float | None]] = []
+    if last is not None:
+        state = checkpoint.load(last)
+        learner.load_state(state)
+        history = state["history"]
+    times["at/network"] = time.time()
+    saved = time.monotonic()
+    for event in fit(learner):
+        match event:
+            case StepDone():
+                times.setdefault("at/first_step", time.time())
+            case EpochDone():
+                row = journal.plain({**event.metrics, **times, "best": float(event.best)})
+                history.append(row)
+                due = time.monotonic() - saved > CHECKPOINT_EVERY_S
+                saved = time.monotonic() if due else saved
+                _report(learner, reporter, row, {"history": history} if due else None)
+                times = {}
+            case Finished():
+                note = {"reason": event.reason, "metrics": event.metrics, "unfit": list(learner.unfit)}
+                _report(learner, reporter, {}, {"history": history, "finished": note}, event.scores)
+
+
+def _report(
+    learner: Learner,
+    reporter: Reporter,
+    row: Mapping[str, float | None],
+    notes: dict[str, Any] | None,
+    scores: dict[str, Array] | None = None,
+) -> None:
+    """Report a row; with `notes`, rank 0 adds a checkpoint that holds them."""
+    if notes is None or learner.world.rank != 0:
+        reporter.report(row, None)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder), {**learner.state(), **notes})
+        if scores is not None:
+            checkpoint.save_scores(Path(folder), scores)
+        reporter.report(row, Path(folder))
+
+
+def collect(place: Path) -> Outcome:
+    """The outcome that a finished training left in its last checkpoint."""
+    state = checkpoint.load(place)
+    finished = state["finished"]
+    return Outcome(
+        reason=finished["reason"],
+        metrics=finished["metrics"],
+        scores=checkpoint.load_scores(place),
+        weights=state["best_weights"],
+        history=[journal.from_plain(row) for row in state["history"]],
+        unfit=tuple(finished["unfit"]),
+    )

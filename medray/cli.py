@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -46,9 +47,18 @@ class Result(dict[str, Any]):
     exit_code = 0
 
 
+class Terminated(BaseException):
+    """SIGTERM: what is running is closed in good order, as with Ctrl-C."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
 def main(*verb: str) -> None:
     """Run the command line, with `verb` put in front of it; ends the process."""
     prepare_environment()
+    signal.signal(signal.SIGTERM, _terminate)
     with _clean_stdout() as stdout:
         code = _run([*verb, *sys.argv[1:]], stdout)
     if "ray" in sys.modules:
@@ -65,7 +75,9 @@ def _run(arguments: list[str], stdout: TextIO) -> int:
     except (ConfigError, cyclopts.CycloptsError) as error:
         return _complain(str(error), USAGE)
     except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
+        return _complain("interrupted; a run goes on with: medray train --resume RUN", INTERRUPTED)
+    except Terminated:
+        return _complain("terminated; a run goes on with: medray train --resume RUN", RESUMABLE)
     except Exception as error:
         code = _codes().get(type(error).__name__)
         if code is None:
@@ -91,6 +103,7 @@ def _codes() -> Mapping[str, int]:
         "InputError": DATA,
         "StoreError": FAILED,
         "TrainingFailed": FAILED,
+        "NonFiniteLoss": FAILED,
         "BundleError": FAILED,
         "RegistryError": USAGE,
         "RunNotFound": USAGE,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from medray.sections import ScalingSection
+    from medray.sections.training import ScalingSection
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -21,23 +21,11 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, Validati
 from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
-from medray.sections import (
-    AugmentSection,
-    DatasetSection,
-    NetworkSection,
-    OptimizerSection,
-    Plugin,
-    PreprocessSection,
-    ScalingSection,
-    ScheduleSection,
-    Section,
-    ServeSection,
-    SplitSection,
-    TaskSection,
-    TrackingSection,
-    TrainSection,
-    TuneSection,
-)
+from medray.sections.augment import AugmentSection
+from medray.sections.base import DatasetSection, NetworkSection, Plugin, Section, TaskSection
+from medray.sections.data import PreprocessSection, SplitSection
+from medray.sections.service import ServeSection, TrackingSection
+from medray.sections.training import OptimizerSection, ScalingSection, ScheduleSection, TrainSection, TuneSection
 
 PACKAGE = Path(__file__).parent
 EXPERIMENTS = PACKAGE / "experiments"
@@ -120,10 +108,10 @@ def load(source: str | Path | None = None, overrides: Iterable[str] = ()) -> Exp
         ConfigError: with every mistake in file and overrides.
     """
     file = _find(source or DEFAULT_EXPERIMENT)
-    return parse(_override(_read_yaml(file), overrides), base=file.parent)
+    return parse(_override(_read_yaml(file), overrides))
 
 
-def parse(tree: Mapping[str, Any], base: Path | None = None) -> Experiment:
+def parse(tree: Mapping[str, Any]) -> Experiment:
     """The experiment in a plain tree of settings; relative paths are taken from the working folder.
 
     Raises:

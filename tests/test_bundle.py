@@ -67,7 +67,7 @@ def test_weights_that_do_not_answer_as_when_made_are_not_used(bundle: ModelBundl
     np.savez_compressed(bundle.folder / "golden.npz", window=window, scores=scores + 1e-3)
     sums = "".join(f"{bundles._sha256(bundle.folder / name)}  {name}\n" for name in FILES)
     (bundle.folder / SUMS).write_text(sums)
-    with pytest.raises(BundleError, match="golden input with a difference of 0.001"):
+    with pytest.raises(BundleError, match=r"golden input with a difference of 0\.001"):
         Predictor(bundle.folder)
 
 

@@ -24,7 +24,7 @@ def test_packaged_experiments_load(name: str) -> None:
 
 
 def test_every_mistake_is_reported_at_once() -> None:
-    found = mistakes("train.epoch=3", "optimizer.lr=fast", "network.depht=50", "colour=blue")
+    found = mistakes("train.epoch=3", "optimizer.lr=fast", "network.name=resnet", "network.depht=50", "colour=blue")
     assert len(found) == 4
     assert "train.epoch: no such setting; did you mean 'epochs'?" in found
     assert any(line.startswith("optimizer.lr:") and "'fast'" in line for line in found)

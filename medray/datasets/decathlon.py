@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from medray.datasets.files import is_image, is_junk, nearest, require_file, require_files, some, stem, subject_notes
-from medray.sections import DatasetSection
+from medray.sections.base import DatasetSection
 from medray.types import CaseRef, Dataset, InputError, Split
 
 EXPECTS = "a folder with dataset.json, which lists training: [{image, label}] and labels: {'0': name}"

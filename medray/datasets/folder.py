@@ -21,7 +21,7 @@ from medray.datasets.files import (
     subject_notes,
     walk,
 )
-from medray.sections import DatasetSection
+from medray.sections.base import DatasetSection
 from medray.types import CaseRef, Dataset, InputError, Split
 
 EXPECTS = "a folder with one folder of images per class, or train/, val/ and test/ each with one folder per class"

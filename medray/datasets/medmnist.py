@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from medray.datasets.files import require_file, some, subject_notes
-from medray.sections import DatasetSection
+from medray.sections.base import DatasetSection
 from medray.types import ArrayRef, CaseRef, Dataset, InputError, Split
 
 EXPECTS = "a MedMNIST .npz with train_images, train_labels, val_images, val_labels, test_images, test_labels"

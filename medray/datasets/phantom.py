@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from medray.datasets.files import require_files
-from medray.sections import DatasetSection
+from medray.sections.base import DatasetSection
 from medray.types import Array, CaseRef, Dataset
 
 Kind = Literal["none", "benign", "malignant"]

@@ -6,7 +6,7 @@ from collections import Counter
 
 from medray.config import load_plugin
 from medray.datasets.files import some
-from medray.sections import DatasetSection
+from medray.sections.base import DatasetSection
 from medray.types import Dataset, InputError
 
 

@@ -13,7 +13,7 @@ from typing import Literal, cast
 
 from medray.config import ConfigError
 from medray.datasets.files import SPLIT_NAMES, nearest, require_file, require_files, some, subject_notes
-from medray.sections import DatasetSection
+from medray.sections.base import DatasetSection
 from medray.types import CaseRef, Dataset, InputError, Split
 
 EXPECTS = "a CSV file with a header and the columns image and label (optional: subject, split, weight)"

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from medray.imaging.geometry import Grid, crop_foreground, fitted, grid_of, onto, spaced, to_ras
-from medray.sections import DenoiseSection, IntensitySection, PreprocessSection
+from medray.sections.data import DenoiseSection, IntensitySection, PreprocessSection
 from medray.types import Array, Case, InputError
 
 Numbers = TypeVar("Numbers")

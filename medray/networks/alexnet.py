@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from medray.sections import NetworkSection
+from medray.sections.base import NetworkSection
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from medray.config import ConfigError, load_plugin
-from medray.sections import NetworkSection
+from medray.sections.base import NetworkSection
 from medray.types import NetworkIO
 
 BUNDLE_WEIGHTS = "weights.safetensors"

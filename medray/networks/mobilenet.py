@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from medray.sections import NetworkSection
+from medray.sections.base import NetworkSection
 
 if TYPE_CHECKING:
     from torch import nn

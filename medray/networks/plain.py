@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from medray.sections import Count, NetworkSection
+from medray.sections.base import Count, NetworkSection
 
 if TYPE_CHECKING:
     from torch import nn

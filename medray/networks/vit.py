@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from medray.config import ConfigError
-from medray.sections import Count, NetworkSection
+from medray.sections.base import Count, NetworkSection
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medray.pipeline.draws import Floats, Key, Rows, Stream, pick, uniform
-from medray.sections import AugmentSection, Flip
+from medray.sections.augment import AugmentSection, Flip
 
 
 class Motion(NamedTuple):
@@ -29,7 +29,7 @@ class Motion(NamedTuple):
 
 def draw(cfg: AugmentSection, key: Key, size: tuple[int, ...]) -> Motion:
     """The motion of each case on a grid of shape `size` (*S)."""
-    batch, d = len(key.index), len(size)
+    batch, d = len(key.rows), len(size)
     extent = np.asarray(size, np.float64)
     linear = np.broadcast_to(np.eye(d), (batch, d, d)).copy()
     offset = np.zeros((batch, d))
@@ -109,7 +109,7 @@ def _rotations_about(angle: Floats, axis: Floats) -> Floats:
     zero = np.zeros_like(x)
     cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
     sin, cos = np.sin(angle)[:, None, None], np.cos(angle)[:, None, None]
-    return np.eye(3) + sin * cross + (1 - cos) * cross @ cross
+    return np.asarray(np.eye(3) + sin * cross + (1 - cos) * cross @ cross, np.float64)
 
 
 def _directions(u: Floats) -> Floats:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medray.pipeline import affine
 from medray.pipeline.draws import Floats, Key, Keys, Rows, Stream, keys, pick
-from medray.sections import AugmentSection, Mixup
+from medray.sections.augment import AugmentSection, Mixup
 
 Step = tuple[Rows, Callable[[Tensor], Tensor]]
 

@@ -44,7 +44,7 @@ class Key(NamedTuple):
 
     seed: int
     epoch: int
-    index: Rows
+    rows: Rows
     """(B,) the row of each case in the store."""
 
 
@@ -53,19 +53,19 @@ def keys(key: Key, stream: int) -> Keys:
     state = 0
     for value in (key.seed, key.epoch, stream):
         state = int(_mix(np.asarray([state], np.uint64), np.asarray([value & _MASK], np.uint64))[0])
-    index = np.asarray(key.index, np.int64).astype(np.uint64)
+    index = np.asarray(key.rows, np.int64).astype(np.uint64)
     return _mix(np.full(index.shape, state, np.uint64), index)
 
 
 def uniform(key: Key, stream: int, n: int) -> Floats:
     """(B, n) numbers in [0, 1), `n` per case, with the 53 bits that a double holds."""
     bits = _mix(keys(key, stream)[:, None], np.arange(n, dtype=np.uint64)[None, :])
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return np.asarray((bits >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 def pick(key: Key, stream: int, p: float, n: int) -> tuple[Rows, Floats]:
     """The cases for which a coin of probability `p` falls, as positions (R,), and `n` numbers for each, (R, n)."""
-    if p == 0 or len(key.index) == 0:
+    if p == 0 or len(key.rows) == 0:
         return np.empty(0, np.int64), np.empty((0, n))
     drawn = uniform(key, stream, n + 1)
     rows = np.flatnonzero(drawn[:, 0] < p).astype(np.int64)
@@ -77,4 +77,4 @@ def _mix(state: Keys, value: Keys) -> Keys:
     bits = state + (value + np.uint64(1)) * np.uint64(_GOLDEN)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    return np.asarray(bits ^ (bits >> np.uint64(31)), np.uint64)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from medray.pipeline.augment import mixup_weights
-from medray.sections import Mixup
+from medray.sections.augment import Mixup
 from medray.types import Array, Batch
 
 
@@ -38,6 +38,9 @@ class Share:
     size: int = 1
 
 
+NO_MIXUP = Mixup()
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How an epoch is drawn."""
@@ -45,7 +48,7 @@ class Sampling:
     batch_size: int
     """Cases per step over all workers."""
     seed: int
-    mixup: Mixup = Mixup()
+    mixup: Mixup = NO_MIXUP
     chances: Array | None = None
     """(n,) relative chance of each training row; then an epoch draws with replacement."""
 

@@ -13,7 +13,7 @@ from typing import get_args
 import numpy as np
 
 from medray.config import ConfigError
-from medray.sections import SplitSection
+from medray.sections.data import SplitSection
 from medray.types import Array, CaseRef, Dataset, InputError, Split
 
 TRIES = 40

@@ -28,7 +28,7 @@ from medray.cluster import Mapper
 from medray.imaging.preprocess import preprocess
 from medray.imaging.reader import read
 from medray.pipeline.hashes import file_hashes
-from medray.sections import PreprocessSection
+from medray.sections.data import PreprocessSection
 from medray.types import Array, ArrayRef, Case, CaseRef, InputError
 
 VERSION = 1

@@ -13,7 +13,7 @@ from ray import serve
 from starlette.datastructures import UploadFile
 
 from medray.inference.predictor import Predictor
-from medray.sections import ServeSection
+from medray.sections.service import ServeSection
 from medray.types import InputError, Prediction
 
 STATUS = {"unsupported_format": 415, "too_large_decompressed": 413, "too_many_pixels": 413, "too_large_file": 413}

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from medray.metrics.classification import decide, summarise
-from medray.sections import Fraction, NonNegative, Section, TaskSection
+from medray.sections.base import Fraction, NonNegative, Section, TaskSection
 from medray.types import Array, Batch, Prediction
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, cast
 
 from medray.config import load_plugin
-from medray.sections import TaskSection
+from medray.sections.base import TaskSection
 from medray.types import Array, Batch, Prediction
 
 if TYPE_CHECKING:

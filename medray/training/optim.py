@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medray.networks.build import parameter_groups
-from medray.sections import OptimizerSection, ScheduleSection
+from medray.sections.training import OptimizerSection, ScheduleSection
 
 
 def build_optimizer(cfg: OptimizerSection, network: nn.Module, loaded: Collection[str]) -> torch.optim.Optimizer:

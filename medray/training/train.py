@@ -60,11 +60,8 @@ def train(experiment: Experiment, resume: str | None = None, began: float | None
             outcome = run(experiment, prepared, folder, allotment)
         progress.finish(outcome)
         result = _close(record, prepared, outcome)
-    except KeyboardInterrupt:
-        record.finish("KILLED")
-        raise
-    except BaseException:
-        record.finish("FAILED")
+    except BaseException as error:
+        record.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     record.finish("FINISHED")
     return result

@@ -13,7 +13,7 @@ import pytest
 from medray.config import load_plugin, plugins
 from medray.datasets import files
 from medray.datasets.scan import scan
-from medray.sections import DatasetSection
+from medray.sections.base import DatasetSection
 from medray.types import ArrayRef, CaseRef, Dataset, InputError
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from medray.imaging.geometry import restore
 from medray.imaging.preprocess import normalise, preprocess, scale_offset
-from medray.sections import DenoiseSection, IntensitySection, PreprocessSection
+from medray.sections.data import DenoiseSection, IntensitySection, PreprocessSection
 from medray.types import Case, InputError
 
 DRAW = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from torch import nn
 
 from medray.config import ConfigError, load_plugin
 from medray.networks.build import Built, build, parameter_groups, train_mode
-from medray.sections import NetworkSection
+from medray.sections.base import NetworkSection
 from medray.types import NetworkIO
 
 IO = NetworkIO(1, (8, 8), 2)

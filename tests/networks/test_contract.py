@@ -16,7 +16,7 @@ from torch.func import functional_call
 from medray.config import ConfigError, load_plugin, plugins
 from medray.networks.build import Built, build
 from medray.networks.layers import Head
-from medray.sections import NetworkSection
+from medray.sections.base import NetworkSection
 from medray.types import NetworkIO
 
 FAMILIES = plugins("networks")

@@ -8,7 +8,7 @@ from scipy import ndimage, stats
 from medray.pipeline import affine, draws
 from medray.pipeline.augment import augment, mixup_weights
 from medray.pipeline.draws import Key, Stream, keys, pick, uniform
-from medray.sections import AugmentSection, Mixup
+from medray.sections.augment import AugmentSection, Mixup
 
 OPTIONS = {
     "flip": {"axes": (0, 1)},

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medray.pipeline.loader import Samples, Sampling, Share, epoch_order, eval_batches, look_ahead, train_batches
-from medray.sections import Mixup
+from medray.sections.augment import Mixup
 
 COUNT = 53
 SAMPLES = Samples(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medray.config import ConfigError
 from medray.pipeline.split import SplitIndices, as_csv, split
-from medray.sections import SplitSection
+from medray.sections.data import SplitSection
 from medray.types import CaseRef, Dataset, InputError, Split
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

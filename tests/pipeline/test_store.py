@@ -19,7 +19,7 @@ from medray.imaging.writer import write_png
 from medray.pipeline import store as stores
 from medray.pipeline.prepare import DataRefused, prepare
 from medray.pipeline.store import StoreError, build, on_this_node, open_store, store_key
-from medray.sections import PreprocessSection
+from medray.sections.data import PreprocessSection
 from medray.types import InputError
 
 
@@ -127,7 +127,7 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
         build(refs_of(folder), RANGE, tmp_path / "stores")
 
 
-def test_an_interrupted_build_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     refs = refs_of(folder)
 
     def interrupted(_function, _items):

@@ -120,7 +120,7 @@ def test_unknown_models_are_explained(
         registry.fetch(mlflow, reference)
 
 
-def test_swapped_files_are_not_served(mlflow: MlflowClient, tmp_path: Path, image_folder: Path, home: Path) -> None:
+def test_swapped_files_are_not_served(mlflow: MlflowClient, tmp_path: Path, image_folder: Path) -> None:
     record = start(mlflow, "exp", "run")
     registry.register(record, "net", make(tmp_path / "b", image_folder).folder, standing(0.7))
     mlflow.set_model_version_tag("net", "1", "medray.digest", "0" * 64)

@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_no_nan_in_the_weights
 def test_monitor_and_mode(image_folder: Path, stores: Path) -> None:
     one = learner(image_folder, stores, train={"epochs": 1, "batch_size": 8, "monitor": "val/loss"})
     assert one.sign == -1
-    with pytest.raises(ValueError, match="'val/dice' is not measured; there are: .*val/auroc"):
+    with pytest.raises(ValueError, match=r"'val/dice' is not measured; there are: .*val/auroc"):
         run(learner(image_folder, stores, train={"epochs": 1, "batch_size": 8, "monitor": "val/dice"}))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from medray.sections import OptimizerSection, ScheduleSection
+from medray.sections.training import OptimizerSection, ScheduleSection
 from medray.training.optim import Schedule, build_optimizer, l1_penalty, set_rates
 
 EPOCHS, STEPS = 20, 7
@@ -42,7 +42,7 @@ def test_onecycle_is_torchs() -> None:
 @pytest.mark.parametrize(
     ("settings", "formula"),
     [
-        ({"name": "constant"}, lambda e: 1.0),
+        ({"name": "constant"}, lambda _: 1.0),
         ({"name": "step", "step_epochs": 5, "gamma": 0.5}, lambda e: 0.5 ** math.floor(e / 5)),
         ({"name": "exponential", "gamma": 0.9}, lambda e: 0.9**e),
         ({"name": "inverse_time", "gamma": 0.3}, lambda e: 1 / (1 + 0.3 * e)),

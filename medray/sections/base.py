@@ -1,0 +1,52 @@
+"""What every section of an Experiment is: frozen, typed, unknown keys refused. Plug-ins bring their own by name.
+
+Units are in the names; a probability is `p`; epochs may be fractional where a step can end a phase.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Plugin(Section):
+    """Settings of a plug-in: `name` is the file in the plug-in's folder."""
+
+    name: str
+
+
+class DatasetSection(Plugin):
+    """What every dataset layout can be told."""
+
+    max_bad_fraction: Fraction = 0.01
+    """Unreadable cases are listed and left out up to this share; beyond it the run refuses to start."""
+
+
+class NetworkSection(Plugin):
+    """What every network family can be told."""
+
+    dropout: Fraction = 0.0
+    """Dropout before the last linear layer."""
+    init: Literal["default", "xavier", "he"] = "default"
+    """Weights of convolutions and linear layers: the family's own, Glorot 2010, or He 2015 (10.1109/ICCV.2015.123)."""
+    weights: Path | None = None
+    """A .safetensors file or a bundle to start from; layers of another shape are left at their initial values."""
+    freeze: bool = False
+    """Train only what `weights` did not fill (usually the head)."""
+
+
+class TaskSection(Plugin):
+    """What every task can be told."""

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -63,12 +64,30 @@ def connect(dashboard: bool = False) -> None:
     import ray
 
     with _CONNECTING:
-        if ray.is_initialized():
-            return
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        options = {"include_dashboard": dashboard} if address == "local" else {}
+        if not ray.is_initialized():
+            # Ray's processes end with the thread that started them, so that thread must not end.
+            connected: Future[None] = Future()
+            threading.Thread(target=_keep_connected, args=(dashboard, connected), name="ray", daemon=True).start()
+            connected.result()
+
+
+def _keep_connected(dashboard: bool, connected: Future[None]) -> None:
+    """Connect, say so, and stay."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    options = {"include_dashboard": dashboard} if address == "local" else {}
+    if address == "local":
+        # Nobody takes this machine away; the watcher would cost 4 CPU seconds at the start of a training.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
         # Workers' output goes to Ray's log files: what a person should see comes through the journal.
         ray.init(address=address, logging_level="error", log_to_driver=False, **options)
+    except BaseException as error:
+        connected.set_exception(error)
+        return
+    connected.set_result(None)
+    threading.Event().wait()
 
 
 @dataclass(frozen=True, slots=True)

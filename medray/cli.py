@@ -226,7 +226,7 @@ def serve(*settings: Settings, model: str | None = None, bundle: Path | None = N
     cluster.connect()
     url = run(folder, name, experiment.serve)
     sys.stderr.write(f"{name} at {url}; try: curl -F file=@IMAGE {url}/v1/predict   (Ctrl-C ends it)\n")
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, Terminated):
         threading.Event().wait()
     return Result(model=name, url=url)
 

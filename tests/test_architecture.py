@@ -18,7 +18,7 @@ ROOMS = [
     {"pipeline", "bundle"},
     {"inference", "tracking"},
     {"training"},
-    {"serving"},
+    {"serving", "benchmarks"},
     {"cli"},
 ]
 """From top to bottom: a room imports only rooms above it, and files of its own."""
@@ -32,7 +32,7 @@ HEAVY = {
     "nibabel": {"imaging"},
     "isal": {"imaging"},
     "PIL": {"imaging"},
-    "monai.transforms": {"imaging/preprocess"},
+    "monai.transforms": {"imaging/preprocess", "benchmarks/inputs"},
     "monai.networks": {"networks"},
     "torchvision": {"networks"},
     "monai.losses": {"tasks"},

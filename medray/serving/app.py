@@ -1,8 +1,10 @@
-"""The champion on Ray Serve: POST /v1/predict takes one image and answers as Predictor does."""
+"""The champion on Ray Serve: POST /v1/predict takes one image and answers as Predictor does.
 
-from __future__ import annotations
+Annotations are evaluated here: FastAPI reads those of the deployment's methods after Serve has moved them.
+"""
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,13 @@ from medray.inference.predictor import Predictor
 from medray.sections.service import ServeSection
 from medray.types import InputError, Prediction
 
-STATUS = {"unsupported_format": 415, "too_large_decompressed": 413, "too_many_pixels": 413, "too_large_file": 413}
+STATUS = {
+    "unsupported_type": 415,
+    "too_large": 413,
+    "too_large_decompressed": 413,
+    "too_many_pixels": 413,
+    "too_many_voxels": 413,
+}
 """HTTP status of an InputError's code; what can be decoded but is wrong is 422."""
 
 
@@ -114,6 +122,7 @@ def problem(status: int, code: str, detail: str, hint: str) -> JSONResponse:
 
 def run(folder: Path, model: str, cfg: ServeSection) -> str:
     """Start Serve on the connected cluster and deploy; returns the service's address."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": cfg.host, "port": cfg.port})
     serve.run(application(folder, model, cfg), name="medray", route_prefix="/")
     return f"http://{cfg.host}:{cfg.port}"

@@ -13,6 +13,7 @@ from medray.cluster import Allotment
 from medray.config import Experiment
 from medray.pipeline.prepare import Prepared
 from medray.tracking import journal
+from medray.training.progress import show_steps
 from medray.training.worker import Outcome, collect, work
 from medray.training.world import World, set_threads
 
@@ -35,6 +36,10 @@ class FolderReporter:
             fresh.rename(whole)
         if row:
             journal.append(self.folder / "journal.jsonl", row)
+
+    def step(self, done: int, epoch: int) -> None:
+        """A bar on a terminal, nothing elsewhere."""
+        show_steps(done, epoch)
 
     def last(self) -> Path | None:
         """The checkpoint to go on from: a kill between removal and renaming leaves the new one."""

@@ -83,6 +83,9 @@ class RayReporter:
         checkpoint = None if place is None else ray.train.Checkpoint.from_directory(str(place))
         ray.train.report({"row": dict(row)}, checkpoint=checkpoint)
 
+    def step(self, done: int, epoch: int) -> None:
+        """Nothing: a job's log has a line per epoch."""
+
 
 def train_worker(config: dict[str, Any]) -> None:
     """What Ray Train runs on each worker."""

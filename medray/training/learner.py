@@ -60,6 +60,7 @@ class Learner:
         self.head = [p for p in self.network.parameters() if p.requires_grad][-1]
         self.epoch = 0
         self.step = 0
+        self.skipped_steps = 0
         self.best_epoch = 0
         self.best_score = -math.inf
         self.best_weights = self._weights()
@@ -74,7 +75,11 @@ class Learner:
 
     def _placed(self, network: nn.Module) -> nn.Module:
         """The network on the device, in the memory order and with the norms that the experiment asks for."""
-        if self.experiment.scaling.sync_batchnorm and self.world.device.type == "cuda":
+        if self.experiment.scaling.sync_batchnorm:
+            if self.world.device.type != "cuda":
+                raise ValueError(
+                    "scaling.sync_batchnorm needs GPUs; on CPUs use a network with norm: instance or group"
+                )
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         network = network.to(self.world.device)
         if self.experiment.train.channels_last:
@@ -133,7 +138,10 @@ class Learner:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), clip_norm)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            scale = self.scaler.get_scale()
+            self.scaler.update()
+            self.skipped_steps += int(self.scaler.get_scale() < scale)
         self.optimizer.zero_grad(set_to_none=True)
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
@@ -149,7 +157,8 @@ class Learner:
             known = ", ".join(sorted(name for name in metrics if "/" in name))
             raise ValueError(f"train.monitor '{self.monitor}' is not measured; there are: {known}")
         self.epoch += 1
-        score = self.sign * metrics[self.monitor]
+        # An undefined metric (one class in val, say) is worse than any defined one.
+        score = -math.inf if math.isnan(metrics[self.monitor]) else self.sign * metrics[self.monitor]
         best = self.best_epoch == 0 or score > self.best_score
         if best:
             self.best_epoch, self.best_score, self.best_weights = self.epoch, score, self._weights()
@@ -177,6 +186,7 @@ class Learner:
             "counters": {
                 "epoch": self.epoch,
                 "step": self.step,
+                "skipped_steps": self.skipped_steps,
                 "best_epoch": self.best_epoch,
                 "best_score": self.best_score,
             },

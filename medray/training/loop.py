@@ -82,6 +82,8 @@ def fit(learner: Learner) -> Iterator[Event]:
         metrics |= val
         metrics["samples_per_s"] = learner.steps_per_epoch * train.batch_size / trained
         metrics["epoch_s"] = time.monotonic() - started
+        if learner.scaler.is_enabled():
+            metrics["skipped_steps"] = float(learner.skipped_steps)
         best = learner.close_epoch(metrics)
         yield EpochDone(learner.epoch, metrics, best)
         if train.patience is not None and learner.epochs_since_best >= train.patience:

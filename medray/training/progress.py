@@ -21,6 +21,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
+def show_steps(done: int, epoch: int) -> None:
+    """How far an epoch is, on one line that is written over; only on a terminal."""
+    if sys.stderr.isatty():
+        bar = "#" * (30 * done // epoch)
+        sys.stderr.write(f"\r[{bar:30}] {done}/{epoch} steps" if done < epoch else f"\r{'':60}\r")
+        sys.stderr.flush()
+
+
 class Progress:
     """Keeps the times of one training and turns its journal into lines."""
 

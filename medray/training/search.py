@@ -159,6 +159,9 @@ class TuneReporter:
         found = {**self.row, "score": self.best, "finished": int(not row)}
         tune.report(found, checkpoint=None if place is None else tune.Checkpoint.from_directory(str(place)))
 
+    def step(self, done: int, epoch: int) -> None:
+        """Nothing: Tune hears of epochs."""
+
 
 def prepared_for(chosen: Experiment, experiment: Experiment, prepared: Prepared) -> Prepared:
     """The data of a trial: shared, unless its settings change them; then built once, whoever comes first."""

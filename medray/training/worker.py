@@ -34,6 +34,9 @@ class Reporter(Protocol):
         The folder is the worker's and goes when this returns.
         """
 
+    def step(self, done: int, epoch: int) -> None:
+        """Hear that `done` steps of `epoch` steps of an epoch are over."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
@@ -75,6 +78,7 @@ def work(experiment: Experiment, prepared: Prepared, world: World, reporter: Rep
         match event:
             case StepDone():
                 times.setdefault("at/first_step", time.time())
+                reporter.step(event.step % learner.steps_per_epoch + 1, learner.steps_per_epoch)
             case EpochDone():
                 row = journal.plain({**event.metrics, **times, "best": float(event.best)})
                 history.append(row)

@@ -63,6 +63,7 @@ def test_the_same_seed_gives_the_same_curve_and_another_another(image_folder: Pa
 
 SWITCHES: list[dict[str, Any]] = [
     {"train": {"epochs": 1, "batch_size": 8, "precision": "bf16"}},
+    {"train": {"epochs": 1, "batch_size": 8, "precision": "fp16"}},
     {"train": {"epochs": 1, "batch_size": 8, "clip_norm": 0.1}},
     {"train": {"epochs": 1, "batch_size": 8, "ema": 0.9}},
     {"train": {"epochs": 1, "batch_size": 8, "channels_last": False}},
@@ -154,6 +155,30 @@ def test_resume_from_a_checkpoint_ends_with_the_same_weights(image_folder: Path,
     assert [event.epoch for event in epochs] == [3, 4]
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(tensor, second.network.state_dict()[name]), name
+
+
+def test_an_undefined_metric_does_not_stay_the_best(image_folder: Path, stores: Path) -> None:
+    one = learner(image_folder, stores)
+    assert one.close_epoch({"val/auroc": float("nan")})
+    assert one.close_epoch({"val/auroc": 0.4})
+    assert not one.close_epoch({"val/auroc": float("nan")})
+    assert one.best_epoch == 2
+
+
+def test_infinite_fp16_gradients_are_skipped_and_counted(image_folder: Path, stores: Path) -> None:
+    one = learner(image_folder, stores, train={"epochs": 1, "batch_size": 8, "precision": "fp16"})
+    before = [p.clone() for p in one.network.parameters()]
+    for parameter in one.network.parameters():
+        parameter.grad = torch.full_like(parameter, float("inf"))
+    one.scaler.scale(torch.zeros(()))
+    one.update(None)
+    assert one.skipped_steps == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, one.network.parameters(), strict=True))
+
+
+def test_sync_batchnorm_without_gpus_is_refused(image_folder: Path, stores: Path) -> None:
+    with pytest.raises(ValueError, match="sync_batchnorm needs GPUs"):
+        learner(image_folder, stores, scaling={"sync_batchnorm": True})
 
 
 def test_precision_follows_the_hardware() -> None:

@@ -1,0 +1,172 @@
+"""Every command in README is run: here, or by the test that is named beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, draw_folder
+
+from medray.config import PACKAGE, load
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+SOMEWHERE_ELSE = {
+    "ray start --head": "jobs/test_cluster.py::head",
+    "export RAY_AUTH_MODE=token": "jobs/test_cluster.py::head",
+    "ray job submit -- python jobs/train.py": "jobs/test_cluster.py::test_submitted_jobs",
+    "ray job submit --working-dir . -- python jobs/train.py": "jobs/test_cluster.py::test_submitted_jobs",
+    "pip install uv && uv run pytest": "this run",
+    "uv run pytest -m slow": "this run",
+}
+HERE = [
+    "pip install uv && uv run jobs/train.py",
+    "uv run jobs/predict.py some_image.png",
+    "uv run jobs/tune.py",
+    "uv run jobs/serve.py",
+    "curl -F file=@some_image.png http://127.0.0.1:8000/v1/predict",
+    "uv run jobs/train.py my.yaml dataset.path=/data/chest network.name=resnet network.depth=50 train.epochs=50",
+]
+INLINE = [
+    "uv run medray config show my.yaml",
+    "uv run medray config list",
+    "uv run medray config schema",
+    'medray promote chest@candidate --reason "..."',
+    "uv run jobs/train.py --resume RUN",
+    "uv run mlflow ui --backend-store-uri sqlite:///$HOME/medray/mlflow.db",
+    "ray get-auth-token --generate",
+]
+
+
+def commands() -> list[str]:
+    """The lines of README's bash blocks without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_every_command_has_a_test() -> None:
+    assert sorted(set(commands())) == sorted({*SOMEWHERE_ELSE, *HERE})
+    for name in SOMEWHERE_ELSE.values():
+        file, _, function = name.partition("::")
+        if function:
+            assert f"def {function}(" in (REPOSITORY / "tests" / file).read_text(encoding="utf-8")
+    inline = [code for code in re.findall(r"`([^`\n]+)`", README) if re.match(r"(uv run|medray \w+ |ray get)", code)]
+    assert sorted(set(inline)) == sorted(INLINE)
+
+
+def test_the_map_names_every_file() -> None:
+    files = [file for file in PACKAGE.rglob("*.py") if file.stem != "__init__" and file.parent.name != "networks"]
+    assert not [file.name for file in files if file.name not in README]
+    from medray.config import plugins
+
+    assert not [name for name in plugins("networks") if name not in README]
+
+
+def test_my_yaml_is_an_experiment(tmp_path: Path) -> None:
+    assert load(my_yaml(tmp_path)).name == "chest"
+
+
+def my_yaml(folder: Path) -> Path:
+    """The experiment that README shows."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    (folder / "my.yaml").write_text(text, encoding="utf-8")
+    return folder / "my.yaml"
+
+
+def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command of README, with this environment's programs in the place of `uv run`'s."""
+    line = line.replace("pip install uv && ", "")
+    line = line.replace("uv run jobs/", f"{sys.executable} {REPOSITORY}/jobs/")
+    line = re.sub(r"(uv run )?(medray|mlflow|ray) ", rf"{Path(sys.executable).parent}/\2 ", line)
+    return subprocess.run(["sh", "-c", line], cwd=cwd, capture_output=True, text=True, check=False, timeout=500)
+
+
+def last(found: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert found.returncode == 0, found.stderr
+    result: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.mark.slow
+def test_five_minutes(tmp_path: Path, home: Path) -> None:
+    """Train, predict, tune, serve and ask, exactly as README says it; the model is good and the phantom is hard."""
+    trained = last(run(HERE[0], tmp_path))
+    assert trained["metrics"]["test/auroc"] >= 0.95
+    assert trained["model"] == "phantom/1"
+    shutil.copy(next((home / "phantoms").rglob("*.png")), tmp_path / "some_image.png")
+    assert last(run(HERE[1], tmp_path))["model"] == "phantom/1"
+    tuned = last(run(HERE[2], tmp_path))
+    assert tuned["trials"] == 6
+    assert tuned["model"] == "phantom/2"
+    with subprocess.Popen(
+        [sys.executable, REPOSITORY / "jobs" / "serve.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as service:
+        try:
+            deadline = time.monotonic() + 120
+            while "probability" not in (answer := run(HERE[4].replace("curl", "curl -s"), tmp_path).stdout):
+                assert time.monotonic() < deadline, answer
+                time.sleep(1)
+            assert json.loads(answer)["model"] in ("phantom/1", "phantom/2")
+        finally:
+            service.terminate()
+
+
+@pytest.mark.slow
+def test_your_own_images(tmp_path: Path, home: Path) -> None:
+    """my.yaml on a folder of images; one epoch stands for fifty, and small pictures for large ones."""
+    my_yaml(tmp_path)
+    images = draw_folder(tmp_path / "chest", cases=30, size=32)
+    line = HERE[5].replace("/data/chest", str(images)).replace("train.epochs=50", "train.epochs=1")
+    trained = last(run(f"{line} 'preprocess.size=[32, 32]'", tmp_path))
+    assert trained["model"] == "chest/1"
+    assert "depth: 50" in (home / "runs" / trained["run"] / "experiment.yaml").read_text()
+    assert last(run(INLINE[3], tmp_path))["model"] == "chest/1"
+    line = INLINE[4].replace("RUN", trained["run"])
+    assert last(run(line, tmp_path))["run_id"] == trained["run_id"]
+
+
+@pytest.mark.parametrize("line", INLINE[:3])
+def test_config_commands(line: str, tmp_path: Path) -> None:
+    my_yaml(tmp_path)
+    found = run(line, tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "resnet" in found.stdout or "network" in found.stdout
+
+
+@pytest.mark.slow
+def test_mlflow_ui_shows_the_runs(tmp_path: Path, home: Path) -> None:
+    from medray.tracking.run import client, start
+
+    start(client(None), "shown", "run").finish("FINISHED")
+    line = INLINE[5].replace("$HOME/medray", str(home)) + " --port 5017"
+    program = Path(sys.executable).parent / "mlflow"
+    arguments = line.replace("uv run mlflow ", "").split()
+    with subprocess.Popen(
+        [program, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as server:
+        try:
+            url = "http://127.0.0.1:5017/api/2.0/mlflow/experiments/get-by-name?experiment_name=shown"
+            deadline = time.monotonic() + 90
+            while (
+                '"shown"' not in subprocess.run(["curl", "-s", url], capture_output=True, text=True, check=False).stdout
+            ):
+                assert time.monotonic() < deadline
+                time.sleep(1)
+        finally:
+            subprocess.run(["pkill", "-TERM", "-s", str(server.pid)], check=False)
+
+
+@pytest.mark.slow
+def test_a_token_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    found = run(INLINE[6], tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / ".ray" / "auth_token").is_file()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from medray.sections.training import ScalingSection
@@ -76,8 +76,10 @@ def _keep_connected(dashboard: bool, connected: Future[None]) -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS") or "local"
-    options = {"include_dashboard": dashboard} if address == "local" else {}
+    options: dict[str, Any] = {}
     if address == "local":
+        cpus, gpus = resources()
+        options = {"include_dashboard": dashboard, "num_cpus": int(cpus), "num_gpus": gpus}
         # Nobody takes this machine away; the watcher would cost 4 CPU seconds at the start of a training.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:

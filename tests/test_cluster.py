@@ -37,7 +37,10 @@ def test_auto_takes_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
-        ({"workers": 2, "cpus_per_worker": 8}, "2 workers of 8 CPUs were asked for; the cluster has 4 CPUs"),
+        (
+            {"workers": 2, "cpus_per_worker": 8, "gpu": False},
+            "2 workers of 8 CPUs were asked for; the cluster has 4 CPUs",
+        ),
         ({"workers": 2, "gpu": True}, "2 workers with a GPU each were asked for; the cluster has 1 GPUs"),
     ],
 )
@@ -63,9 +66,8 @@ def test_the_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch
 def test_short_work_stays_in_this_process() -> None:
     import ray
 
-    assert list(cluster.parallel_map(lambda item: (item, os.getpid()), range(5))) == [
-        (i, os.getpid()) for i in range(5)
-    ]
+    found = list(cluster.parallel_map(lambda item: (item, os.getpid()), range(5)))
+    assert found == [(item, os.getpid()) for item in range(5)]
     assert not ray.is_initialized()
 
 

@@ -141,7 +141,7 @@ def test_config_commands(line: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mlflow_ui_shows_the_runs(tmp_path: Path, home: Path) -> None:
+def test_mlflow_ui_shows_the_runs(home: Path) -> None:
     from medray.tracking.run import client, start
 
     start(client(None), "shown", "run").finish("FINISHED")
@@ -154,9 +154,8 @@ def test_mlflow_ui_shows_the_runs(tmp_path: Path, home: Path) -> None:
         try:
             url = "http://127.0.0.1:5017/api/2.0/mlflow/experiments/get-by-name?experiment_name=shown"
             deadline = time.monotonic() + 90
-            while (
-                '"shown"' not in subprocess.run(["curl", "-s", url], capture_output=True, text=True, check=False).stdout
-            ):
+            ask = ["curl", "-s", url]
+            while '"shown"' not in subprocess.run(ask, capture_output=True, text=True, check=False).stdout:
                 assert time.monotonic() < deadline
                 time.sleep(1)
         finally:

@@ -131,7 +131,7 @@ def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     """
     config = OmegaConf.create(experiment.model_dump(mode="json"))
     for key, value in values.items():
-        OmegaConf.update(config, key, value, merge=True, force_add=True)
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
     return parse(_plain(config))
 
 
@@ -171,7 +171,7 @@ def _read_yaml(file: Path) -> Any:
 
 
 def _override(config: Any, overrides: Iterable[str]) -> dict[str, Any]:
-    """The tree with `key=value` settings laid over it; naming another plug-in drops the old one's settings."""
+    """The tree with `key=value` settings in it: a mapping replaces a mapping, and another plug-in the one before."""
     mistakes = []
     for item in overrides:
         key, separator, value = item.partition("=")
@@ -183,7 +183,7 @@ def _override(config: Any, overrides: Iterable[str]) -> dict[str, Any]:
             section = key.removesuffix(".name")
             if section in PLUGIN_FOLDERS and OmegaConf.select(config, f"{section}.name") not in (None, parsed):
                 OmegaConf.update(config, section, {}, merge=False)
-            OmegaConf.update(config, key, parsed, merge=True, force_add=True)
+            OmegaConf.update(config, key, parsed, merge=False, force_add=True)
         except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
             mistakes.append(f"'{item}': {' '.join(str(error).split())}")
     if mistakes:

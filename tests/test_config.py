@@ -53,6 +53,11 @@ def test_naming_another_plugin_drops_the_old_ones_settings() -> None:
     assert load(None, ["network.name=plain"]).network.name == "plain"
 
 
+def test_a_mapping_replaces_a_mapping() -> None:
+    assert load(None, ["preprocess.intensity={method: percentile}"]).preprocess.intensity.low is None
+    assert list(load(None, ["tune.space={train.epochs: {randint: [1, 3]}}"]).tune.space) == ["train.epochs"]
+
+
 def test_a_setting_without_equals_is_explained() -> None:
     assert "write key=value" in mistakes("train.epochs")[0]
 
@@ -86,7 +91,7 @@ def test_override_of_an_experiment_is_checked(image_folder: Path) -> None:
         ("split={val: 0.6, test: 0.5}", "nothing would be left"),
         ("split={method: kfold, folds: 3, fold: 3}", "fold 3 does not exist"),
         ("preprocess.intensity={method: window, low: 5, high: 5}", "below high"),
-        ("preprocess.intensity={method: window, low: null}", "needs low and high"),
+        ("preprocess.intensity={method: window}", "needs low and high"),
         ("optimizer={name: adam, nesterov: true}", "nesterov needs name: sgd"),
         ("serve={target_ongoing_requests: 9, max_ongoing_requests: 8}", "never scale up"),
         ("serve={min_replicas: 3, max_replicas: 2}", "above max_replicas"),

@@ -18,10 +18,10 @@ from medray.config import PACKAGE, load
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SOMEWHERE_ELSE = {
-    "ray start --head": "jobs/test_cluster.py::head",
-    "export RAY_AUTH_MODE=token": "jobs/test_cluster.py::head",
-    "ray job submit -- python jobs/train.py": "jobs/test_cluster.py::test_submitted_jobs",
-    "ray job submit --working-dir . -- python jobs/train.py": "jobs/test_cluster.py::test_submitted_jobs",
+    "ray start --head": "jobs/test_on_ray.py::head",
+    "export RAY_AUTH_MODE=token": "jobs/test_on_ray.py::head",
+    "ray job submit -- python jobs/train.py": "jobs/test_on_ray.py::test_submitted_jobs",
+    "ray job submit --working-dir . -- python jobs/train.py": "jobs/test_on_ray.py::test_submitted_jobs",
     "pip install uv && uv run pytest": "this run",
     "uv run pytest -m slow": "this run",
 }

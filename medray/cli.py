@@ -1,30 +1,23 @@
-"""`medray <verb>`, and what every jobs/*.py calls: parse, run, print the result, exit with its code.
-
-Exit codes: 0 well, 1 the run failed, 2 usage or config, 3 the data check refused, 4 a gate was not met,
-5 finished with some cases refused, 75 interrupted and resumable, 130 Ctrl-C.
-"""
+"""`medray <verb>`, and what every jobs/*.py calls: parse, call one function, hand on its result."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated
 
-import cyclopts
 from cyclopts import App, Parameter
 
-from medray.cluster import prepare_environment
+from medray import console
+from medray.cluster import home
 from medray.config import DEFAULT_EXPERIMENT, ConfigError, load, plugins, to_yaml
 from medray.config import Experiment as ExperimentSchema
-
-FAILED, USAGE, DATA, PARTIAL, RESUMABLE, INTERRUPTED = 1, 2, 3, 5, 75, 130
+from medray.console import DATA, PARTIAL, Result, Terminated
 
 app = App(
     name="medray",
@@ -41,92 +34,9 @@ Settings = Annotated[
 ]
 
 
-class Result(dict[str, Any]):
-    """What a verb returns: the last line of stdout. `exit_code` is the process's."""
-
-    exit_code = 0
-
-
-class Terminated(BaseException):
-    """SIGTERM: what is running is closed in good order, as with Ctrl-C."""
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
-
-
 def main(*verb: str) -> None:
     """Run the command line, with `verb` put in front of it; ends the process."""
-    prepare_environment()
-    signal.signal(signal.SIGTERM, _terminate)
-    with _clean_stdout() as stdout:
-        code = _run([*verb, *sys.argv[1:]], stdout)
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
-    # Threads that libraries leave behind could hold the process for seconds; all is written and closed by now.
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _run(arguments: list[str], stdout: TextIO) -> int:
-    """Run one verb; a mistake of the user's is a line on stderr and a code, never a traceback."""
-    try:
-        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (ConfigError, cyclopts.CycloptsError) as error:
-        return _complain(str(error), USAGE)
-    except KeyboardInterrupt:
-        return _complain("interrupted; a run goes on with: medray train --resume RUN", INTERRUPTED)
-    except Terminated:
-        return _complain("terminated; a run goes on with: medray train --resume RUN", RESUMABLE)
-    except Exception as error:
-        code = _codes().get(type(error).__name__)
-        if code is None:
-            raise
-        return _complain(str(error), code)
-    if isinstance(result, Result):
-        stdout.write(json.dumps(result) + "\n")
-        stdout.flush()
-        return result.exit_code
-    if isinstance(result, str):
-        stdout.write(result if result.endswith("\n") else result + "\n")
-        stdout.flush()
-    return 0
-
-
-def _codes() -> Mapping[str, int]:
-    """Exit codes of the errors that say all a user needs; anything else is a fault of medray's, with its traceback.
-
-    By name, since importing the classes would import the libraries of their rooms.
-    """
-    return {
-        "DataRefused": DATA,
-        "InputError": DATA,
-        "StoreError": FAILED,
-        "TrainingFailed": FAILED,
-        "NonFiniteLoss": FAILED,
-        "BundleError": FAILED,
-        "RegistryError": USAGE,
-        "RunNotFound": USAGE,
-        "ValueError": USAGE,
-        "FileNotFoundError": USAGE,
-    }
-
-
-def _complain(message: str, code: int) -> int:
-    sys.stderr.write(f"medray: {message}\n")
-    return code
-
-
-@contextlib.contextmanager
-def _clean_stdout() -> Iterator[TextIO]:
-    """The real stdout for the result; whatever else writes to stdout, in any thread or library, lands on stderr."""
-    sys.stdout.flush()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
-        os.dup2(2, 1)
-        try:
-            yield stdout
-        finally:
-            sys.stdout.flush()
+    console.run(app, [*verb, *sys.argv[1:]])
 
 
 def _split_settings(settings: tuple[str, ...]) -> ExperimentSchema:
@@ -147,15 +57,22 @@ def train(*settings: Settings, resume: str | None = None) -> Result:
         resume: name of an interrupted run to go on with.
     """
     began = _process_start()
-    experiment = _split_settings(settings)
-    from medray.training.train import train as run
+    if resume is None:
+        experiment = _split_settings(settings)
+        from medray.training.train import train as run
 
-    outcome = Result(run(experiment, resume, began))
+        outcome = Result(run(experiment, began))
+    else:
+        if settings:
+            raise ConfigError([f"--resume goes on with the run's own experiment; leave out: {' '.join(settings)}"])
+        from medray.training.train import resume as go_on
+
+        outcome = Result(go_on(resume, began))
     outcome.exit_code = PARTIAL if outcome["refused"] else 0
     sys.stderr.write(
         "next:  medray predict IMAGE ...   what the newest champion says\n"
         "       medray serve               the champion at http://127.0.0.1:8000\n"
-        f"       medray ui                  all runs in MLflow (this one: {outcome['run']})\n"
+        f"       mlflow ui --backend-store-uri sqlite:///{home()}/mlflow.db   all runs (this one: {outcome['run']})\n"
     )
     return outcome
 
@@ -172,12 +89,19 @@ def tune(*settings: Settings) -> Result:
     experiment = _split_settings(settings)
     from medray.training.search import search
 
-    return Result(search(experiment))
+    outcome = Result(search(experiment))
+    outcome.exit_code = PARTIAL if outcome["refused"] else 0
+    return outcome
 
 
 @app.command
 def predict(
-    *images: Path, model: str | None = None, bundle: Path | None = None, csv: Path | None = None, device: str = "cpu"
+    *images: Path,
+    model: str | None = None,
+    bundle: Path | None = None,
+    csv: Path | None = None,
+    device: str = "cpu",
+    tracking: str | None = None,
 ) -> Result:
     """What a model says of images.
 
@@ -187,13 +111,14 @@ def predict(
         bundle: folder of a model, instead of one in the registry.
         csv: where to write the answers; by default predictions.csv here, if there are several.
         device: cpu, or cuda.
+        tracking: the registry's server; by default $MLFLOW_TRACKING_URI or the embedded one.
     """
     from medray.inference import table
     from medray.inference.predictor import Predictor
     from medray.types import InputError
 
     files = table.image_files(images)
-    folder, name = (bundle, str(bundle)) if bundle else _model(model)
+    folder, name = (bundle, str(bundle)) if bundle else _model(model, tracking)
     predictor = Predictor(folder, device)
     answers = table.predict_files(predictor, files)
     sys.stderr.write(table.as_text(answers) + "\n")
@@ -219,31 +144,33 @@ def serve(*settings: Settings, model: str | None = None, bundle: Path | None = N
         bundle: folder of a model, instead of one in the registry.
     """
     experiment = _split_settings(settings)
-    folder, name = (bundle.absolute(), bundle.name) if bundle else _model(model)
+    folder, name = (bundle.absolute(), bundle.name) if bundle else _model(model, experiment.tracking.uri)
     from medray import cluster
-    from medray.serving.app import run
+    from medray.serving.app import run, stop
 
     cluster.connect()
     url = run(folder, name, experiment.serve)
     sys.stderr.write(f"{name} at {url}; try: curl -F file=@IMAGE {url}/v1/predict   (Ctrl-C ends it)\n")
     with contextlib.suppress(KeyboardInterrupt, Terminated):
         threading.Event().wait()
+    stop()
     return Result(model=name, url=url)
 
 
 @app.command
-def promote(model: str, *, reason: str) -> Result:
+def promote(model: str, *, reason: str, tracking: str | None = None) -> Result:
     """Make a registered model the champion, and write down why.
 
     Args:
         model: name@alias or name@version, for example phantom@candidate.
         reason: kept with the version.
+        tracking: the registry's server; by default $MLFLOW_TRACKING_URI or the embedded one.
     """
     from medray.tracking import registry
     from medray.tracking.run import client
 
     name, _, alias = model.rpartition("@")
-    mlflow = client(None)
+    mlflow = client(tracking)
     version = registry.find(mlflow, name, alias)
     if version is None:
         raise registry.RegistryError(f"the registry has no '{model}'")
@@ -251,12 +178,12 @@ def promote(model: str, *, reason: str) -> Result:
     return Result(model=f"{name}/{version.version}", alias=registry.CHAMPION, reason=reason)
 
 
-def _model(reference: str | None) -> tuple[Path, str]:
+def _model(reference: str | None, uri: str | None) -> tuple[Path, str]:
     """The bundle of a registered model on this machine, and name/version."""
     from medray.tracking import registry
     from medray.tracking.run import client
 
-    mlflow = client(None)
+    mlflow = client(uri)
     return registry.fetch(mlflow, reference or registry.newest_champion(mlflow))
 
 
@@ -272,7 +199,9 @@ def schema(*settings: Settings) -> str:
     experiment = _split_settings(settings)
     tree = ExperimentSchema.model_json_schema()
     for section in ("dataset", "task", "network"):
-        tree["properties"][section] = type(getattr(experiment, section)).model_json_schema()
+        plugin = type(getattr(experiment, section)).model_json_schema()
+        tree["$defs"] |= plugin.pop("$defs", {})  # references are from the root
+        tree["properties"][section] = plugin
     return json.dumps(tree, indent=2)
 
 

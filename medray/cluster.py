@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from medray.config import ConfigError
+
 if TYPE_CHECKING:
     from medray.sections.training import ScalingSection
 
@@ -116,27 +118,56 @@ def resources() -> tuple[float, int]:
         return found.get("CPU", 0.0), int(found.get("GPU", 0))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     installed = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    gpus = installed if visible is None else min(installed, len([item for item in visible.split(",") if item]))
-    return float(len(os.sched_getaffinity(0))), gpus
+    shown = None if visible is None else [item for item in visible.split(",") if item and not item.startswith("-")]
+    return _own_cpus(), installed if shown is None else min(installed, len(shown))
+
+
+def _own_cpus() -> float:
+    """CPUs that this process may use: those it is bound to, within its container's quota."""
+    bound = float(len(os.sched_getaffinity(0)))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if not quota.is_file():
+        return bound
+    allowed, period = quota.read_text(encoding="ascii").split()
+    return bound if allowed == "max" else min(bound, max(1.0, int(allowed) // int(period)))
+
+
+def nodes() -> list[float]:
+    """CPUs of each node: of the cluster that is joined, else of this machine."""
+    if not joins_cluster():
+        return [_own_cpus()]
+    import ray
+
+    connect()
+    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
 
 
 def allot(scaling: ScalingSection, share: int = 1) -> Allotment:
     """Turn `auto` into what there is, for one of `share` equal parts of it.
 
     Raises:
-        ValueError: if the cluster can never give what is asked for.
+        ConfigError: if the cluster can never give what is asked for.
     """
     cpus, gpus = resources()
     gpu = gpus > 0 if scaling.gpu == "auto" else scaling.gpu
     workers = (max(1, gpus // share) if gpu else 1) if scaling.workers == "auto" else scaling.workers
     per_worker = scaling.cpus_per_worker
-    even = cpus / share / workers
-    each = (even if even < 1 else float(int(even))) if per_worker == "auto" else per_worker
-    if gpu and workers * share > gpus:
-        raise ValueError(f"{workers * share} workers with a GPU each were asked for; the cluster has {gpus} GPUs")
-    if each * workers * share > cpus:
-        raise ValueError(f"{workers * share} workers of {each:g} CPUs were asked for; the cluster has {cpus:g} CPUs")
+    count = workers * share
+    each = _even_cpus(nodes(), count) if per_worker == "auto" else per_worker
+    if gpu and count > gpus:
+        raise ConfigError([f"scaling: {count} workers with a GPU each were asked for; the cluster has {gpus} GPUs"])
+    if sum(int(node / each) for node in nodes()) < count:
+        found = f"{count} workers of {each:g} CPUs were asked for; the cluster has {cpus:g} CPUs"
+        raise ConfigError([f"scaling: {found} on {len(nodes())} node(s)"])
     return Allotment(workers, each, gpu)
+
+
+def _even_cpus(sizes: list[float], count: int) -> float:
+    """The most CPUs that each of `count` workers can have, none of them torn between nodes."""
+    for each in range(int(max(sizes, default=0)), 0, -1):
+        if sum(int(size // each) for size in sizes) >= count:
+            return float(each)
+    return max(sizes, default=1.0) / count or 1.0
 
 
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -156,12 +187,23 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
         yield from _ray_map(function, work[done:])
 
 
+def _cpus_here() -> float:
+    """CPUs that Ray may use on this node: none on a head that only coordinates."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return float(sum(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == here))
+
+
 def _ray_map(function: Callable[[Item], Result], work: Sequence[Item]) -> Iterator[Result]:
     """`map` by Ray tasks that stay on this node, whose disk the results may be written to."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     connect()
+    if not _cpus_here():
+        yield from map(function, work)
+        return
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     task = ray.remote(function).options(scheduling_strategy=here, num_cpus=1)
     window = 4 * (os.cpu_count() or 1)

@@ -7,10 +7,10 @@ Every mistake is reported at once, each with the nearest right key. A plug-in's 
 from __future__ import annotations
 
 import difflib
-import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, cast, get_args
@@ -49,7 +49,7 @@ def plugins(folder: str) -> tuple[str, ...]:
 
 def load_plugin(folder: str, name: str) -> ModuleType:
     """The module medray/`folder`/`name`.py."""
-    return importlib.import_module(f"medray.{folder}.{name}")
+    return import_module(f"medray.{folder}.{name}")
 
 
 def _resolve(folder: str, value: object) -> Plugin:
@@ -64,7 +64,7 @@ def _resolve(folder: str, value: object) -> Plugin:
     name = value["name"]
     if name not in plugins(folder):
         known = ", ".join(plugins(folder))
-        near = _nearest(name, plugins(folder))
+        near = nearest(name, plugins(folder))
         raise PydanticCustomError(
             "plugin", "'{name}' not found{near}; there are: {known}", {"name": name, "near": near, "known": known}
         )
@@ -130,8 +130,8 @@ def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
         ConfigError: with every mistake.
     """
     config = OmegaConf.create(experiment.model_dump(mode="json"))
-    for key, value in values.items():
-        OmegaConf.update(config, key, value, merge=False, force_add=True)
+    if mistakes := _set_all(config, values):
+        raise ConfigError(mistakes)
     return parse(_plain(config))
 
 
@@ -150,7 +150,7 @@ def _find(source: str | Path) -> Path:
     packaged = EXPERIMENTS / f"{source}.yaml"
     if not packaged.is_file():
         known = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
-        near = _nearest(str(source), known)
+        near = nearest(str(source), known)
         raise ConfigError(
             [f"experiment '{source}' not found{near}; packaged are: {', '.join(known)}; or give a .yaml file"]
         )
@@ -171,24 +171,36 @@ def _read_yaml(file: Path) -> Any:
 
 
 def _override(config: Any, overrides: Iterable[str]) -> dict[str, Any]:
-    """The tree with `key=value` settings in it: a mapping replaces a mapping, and another plug-in the one before."""
-    mistakes = []
+    """The tree with `key=value` settings in it."""
+    mistakes, values = [], {}
     for item in overrides:
         key, separator, value = item.partition("=")
         if not separator or not key:
             mistakes.append(f"'{item}' is not a setting; write key=value, for example train.epochs=50")
             continue
         try:
-            parsed = OmegaConf.from_dotlist([f"value={value}"]).value
-            section = key.removesuffix(".name")
-            if section in PLUGIN_FOLDERS and OmegaConf.select(config, f"{section}.name") not in (None, parsed):
-                OmegaConf.update(config, section, {}, merge=False)
-            OmegaConf.update(config, key, parsed, merge=False, force_add=True)
-        except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+            values[key] = OmegaConf.from_dotlist([f"value={value}"]).value
+        except (OmegaConfBaseException, YAMLError) as error:
             mistakes.append(f"'{item}': {' '.join(str(error).split())}")
+    mistakes += _set_all(config, values)
     if mistakes:
         raise ConfigError(mistakes)
     return _plain(config)
+
+
+def _set_all(config: Any, values: Mapping[str, Any]) -> list[str]:
+    """Set dotted keys; a mapping replaces a mapping, and another plug-in the settings of the one before."""
+    mistakes = []
+    # Names first: they may clear a section whose other settings are given beside them.
+    for key in sorted(values, key=lambda key: not key.endswith(".name")):
+        section = key.removesuffix(".name")
+        try:
+            if section in PLUGIN_FOLDERS and OmegaConf.select(config, f"{section}.name") not in (None, values[key]):
+                OmegaConf.update(config, section, {}, merge=False)
+            OmegaConf.update(config, key, values[key], merge=False, force_add=True)
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            mistakes.append(f"'{key}': {' '.join(str(error).split())}")
+    return mistakes
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -206,7 +218,7 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> Iterator[str]:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = _nearest(str(item["loc"][-1]), _fields(item["loc"][:-1], tree))
+            near = nearest(str(item["loc"][-1]), _fields(item["loc"][:-1], tree))
             yield f"{where}: no such setting{near}"
         elif item["type"] == "missing":
             yield f"{where}: is missing"
@@ -236,7 +248,7 @@ def _fields(loc: tuple[int | str, ...], tree: Mapping[str, Any]) -> list[str]:
     return list(section.model_fields)
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' where something known is close, else ''."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""

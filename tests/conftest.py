@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,22 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MEDRAY_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's SQLite file with its tables; making them takes seconds."""
+    from medray.tracking.run import client
+
+    file = tmp_path_factory.mktemp("database") / "mlflow.db"
+    client(f"sqlite:///{file}").search_registered_models()
+    return file
+
+
+@pytest.fixture
+def database(home: Path, empty_database: Path) -> Path:
+    """The embedded MLflow of the test's home, empty."""
+    return Path(shutil.copy(empty_database, home / "mlflow.db"))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import yaml
 from conftest import REPOSITORY
 
 from medray import cluster
+from medray.config import ConfigError
 from medray.sections.training import ScalingSection
 
 
@@ -22,6 +23,7 @@ def test_cluster_yaml_passes_rays_offline_validation() -> None:
 def allot(cpus: float, gpus: int, share: int = 1, **scaling: object) -> cluster.Allotment:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "resources", lambda: (cpus, gpus))
+        patch.setattr(cluster, "nodes", lambda: [cpus])
         return cluster.allot(ScalingSection.model_validate(scaling), share)
 
 
@@ -45,8 +47,15 @@ def test_auto_takes_what_there_is() -> None:
     ],
 )
 def test_what_can_never_be_given_is_said_at_once(scaling: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         allot(4, 1, **scaling)
+
+
+def test_no_worker_is_torn_between_nodes() -> None:
+    assert cluster._even_cpus([8, 4], 1) == 8
+    assert cluster._even_cpus([8, 4], 3) == 4
+    assert cluster._even_cpus([2, 2, 16], 2) == 8
+    assert cluster._even_cpus([2], 4) == 0.5
 
 
 def test_home_is_absolute_and_moves_with_its_variable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

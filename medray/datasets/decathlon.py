@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from medray.datasets.files import is_image, is_junk, nearest, require_file, require_files, some, stem, subject_notes
-from medray.sections.base import DatasetSection
+from medray.config import nearest
+from medray.datasets.files import is_image, is_junk, require_file, require_files, some, stem, subject_notes
+from medray.sections.base import AbsolutePath, DatasetSection
 from medray.types import CaseRef, Dataset, InputError, Split
 
 EXPECTS = "a folder with dataset.json, which lists training: [{image, label}] and labels: {'0': name}"
@@ -22,7 +23,7 @@ class Config(DatasetSection):
     """Where dataset.json is."""
 
     name: Literal["decathlon"] = "decathlon"
-    path: Path
+    path: AbsolutePath
     """The folder, or the JSON file itself."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -148,12 +147,6 @@ def require_files(paths: Sequence[Path], root: Path, what: str) -> None:
 def some(items: Sequence[object], count: int = 3) -> str:
     """The first items, quoted, and '...' where there are more."""
     return ", ".join(f"'{item}'" for item in items[:count]) + (", ..." if len(items) > count else "")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' where something known is close, else ''."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def ignored_notes(ignored: Counter[str]) -> tuple[str, ...]:

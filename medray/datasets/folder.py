@@ -21,7 +21,7 @@ from medray.datasets.files import (
     subject_notes,
     walk,
 )
-from medray.sections.base import DatasetSection
+from medray.sections.base import AbsolutePath, DatasetSection
 from medray.types import CaseRef, Dataset, InputError, Split
 
 EXPECTS = "a folder with one folder of images per class, or train/, val/ and test/ each with one folder per class"
@@ -31,7 +31,7 @@ class Config(DatasetSection):
     """Where the class folders are."""
 
     name: Literal["folder"] = "folder"
-    path: Path
+    path: AbsolutePath
     subject_pattern: str | None = None
     """Regular expression with one group, searched in each file name: the group is the subject, as in '^(P[0-9]+)_'.
 

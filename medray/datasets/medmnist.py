@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.lib import format as npy
 
 from medray.datasets.files import require_file, some, subject_notes
-from medray.sections.base import DatasetSection
+from medray.sections.base import AbsolutePath, DatasetSection
 from medray.types import ArrayRef, CaseRef, Dataset, InputError, Split
 
 EXPECTS = "a MedMNIST .npz with train_images, train_labels, val_images, val_labels, test_images, test_labels"
@@ -23,7 +22,7 @@ class Config(DatasetSection):
     """Where the archive is."""
 
     name: Literal["medmnist"] = "medmnist"
-    path: Path
+    path: AbsolutePath
     classes: tuple[str, ...] | None = None
     """Names in the order of the labels; by default '0', '1', ..."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from pydantic import Field, field_validator
 
+from medray.cluster import home
 from medray.datasets.files import require_files
 from medray.sections.base import DatasetSection
 from medray.types import Array, CaseRef, Dataset
@@ -60,18 +60,13 @@ def scan(cfg: Config) -> Dataset:
         InputError: `missing_files` where somebody deleted a part of the cache.
     """
     subjects, owner = _deal(cfg)
-    root = _home() / _key(cfg)
+    root = home() / "phantoms" / _key(cfg)
     refs = tuple(_references(cfg, root, subjects, owner))
     if not root.is_dir():
         _publish(cfg, root, subjects, owner, refs)
     made = [path for ref in refs for path in (ref.source, ref.label_map) if isinstance(path, Path)]
     require_files(made, root, "phantom files (delete the folder to draw it anew)")
     return Dataset(refs, cfg.classes, notes=(f"phantom: drawn, not measured; files in {root}",))
-
-
-def _home() -> Path:
-    """Where phantoms are kept."""
-    return Path(os.path.abspath(os.environ.get("MEDRAY_HOME") or Path.home() / "medray")) / "phantoms"  # noqa: PTH100
 
 
 def _key(cfg: Config) -> str:

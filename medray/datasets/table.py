@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from medray.config import ConfigError
-from medray.datasets.files import SPLIT_NAMES, nearest, require_file, require_files, some, subject_notes
-from medray.sections.base import DatasetSection
+from medray.config import ConfigError, nearest
+from medray.datasets.files import SPLIT_NAMES, require_file, require_files, some, subject_notes
+from medray.sections.base import AbsolutePath, DatasetSection
 from medray.types import CaseRef, Dataset, InputError, Split
 
 EXPECTS = "a CSV file with a header and the columns image and label (optional: subject, split, weight)"
@@ -31,7 +31,7 @@ class Config(DatasetSection):
     """Where the table is and how its columns are called."""
 
     name: Literal["table"] = "table"
-    path: Path
+    path: AbsolutePath
     image_column: str | None = None
     """By default image, path, file, filename, image_path or filepath; paths are relative to the CSV."""
     label_column: str | None = None

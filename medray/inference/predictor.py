@@ -34,11 +34,15 @@ class Predictor:
 
     def _check_golden(self) -> None:
         window, expected = self.bundle.golden()
-        difference = float(np.abs(self.scores(window) - expected).max())
-        if not difference <= GOLDEN_TOLERANCE:
+        found = self.scores(window)
+        difference = float(np.abs(found - expected).max())
+        # Other hardware rounds otherwise; there the card's tolerance counts, and the class may not change.
+        on_cpu = self.device.type == "cpu"
+        limit = GOLDEN_TOLERANCE if on_cpu else self.bundle.card["tolerance"]
+        if not difference <= limit or not (on_cpu or (found.argmax(1) == expected.argmax(1)).all()):
             raise BundleError(
                 f"{self.bundle.folder} answers its golden input with a difference of {difference:.2g}; "
-                f"at most {GOLDEN_TOLERANCE:g} is allowed, so it is not used"
+                f"at most {limit:g} and the same class are allowed, so it is not used"
             )
 
     def prepare(self, source: Source | Case) -> tuple[Case, Array]:

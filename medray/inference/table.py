@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from medray.config import ConfigError
 from medray.inference.predictor import Predictor
 from medray.types import InputError, Prediction
 
@@ -16,16 +17,18 @@ def image_files(places: Iterable[Path]) -> list[Path]:
     """The files that `places` name, folders searched through; hidden files are left out.
 
     Raises:
-        FileNotFoundError: naming what does not exist, or that nothing was found.
+        ConfigError: naming what does not exist, or that nothing was found.
     """
     files: list[Path] = []
     for place in places:
         if not place.exists():
-            raise FileNotFoundError(f"'{place}' does not exist (looked in {Path.cwd()})")
+            raise ConfigError([f"'{place}' does not exist (looked in {Path.cwd()})"])
         inside = (file for file in sorted(place.rglob("*")) if file.is_file() and not file.name.startswith("."))
         files += inside if place.is_dir() else [place]
     if not files:
-        raise FileNotFoundError(f"no files in {', '.join(str(place) for place in places)}")
+        raise ConfigError(
+            [f"no files in {', '.join(str(place) for place in places) or 'nothing: name an image or a folder'}"]
+        )
     return files
 
 

@@ -76,7 +76,8 @@ def train_batches(samples: Samples, rows: Array, sampling: Sampling, epoch: int,
     for step in range(sampling.steps(len(order))):
         whole = order[step * sampling.batch_size : (step + 1) * sampling.batch_size]
         weights = samples.weights[torch.from_numpy(whole)]
-        total = float(weights.sum())
+        # A batch of cases that all weigh nothing changes nothing.
+        total = float(weights.sum()) or 1.0
         mine = whole[share.rank :: share.size]
         batch = gather(samples, mine)
         if sampling.mixup.p > 0:

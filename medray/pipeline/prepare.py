@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from medray.cluster import Mapper
 from medray.config import Experiment
 from medray.datasets.scan import scan
 from medray.pipeline.split import SplitIndices, split
-from medray.pipeline.store import Refusal, Store, build, on_this_node
+from medray.pipeline.store import Refusal, Store, StoreError, build, on_this_node
 from medray.types import Array, Dataset, NetworkIO
 
 
@@ -66,8 +67,15 @@ class Prepared:
         return hashlib.sha256(json.dumps([sorted(part) for part in ids]).encode()).hexdigest()[:24]
 
     def open(self, experiment: Experiment) -> Store:
-        """The store on this node's disk."""
-        return on_this_node(self.store_folder, self.dataset.refs, experiment.preprocess)
+        """The store on this node's disk.
+
+        Raises:
+            StoreError: this node reads other cases than the one that prepared the training.
+        """
+        store = on_this_node(self.store_folder, self.dataset.refs, experiment.preprocess)
+        if (store.key, store.refused) != (self.store_folder.name, self.refused):
+            raise StoreError(f"the dataset's files on {platform.node()} are not those that the run was prepared with")
+        return store
 
 
 def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) -> Prepared:
@@ -94,9 +102,13 @@ def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) 
     indices = split(dataset, experiment.split)
     store = build(dataset.refs, experiment.preprocess, root, mapper)
     _check_refusals(store, experiment.dataset.max_bad_fraction, len(dataset.refs))
+    indices = _without({refusal.row for refusal in store.refused}, indices)
+    for name in ("train", "val"):
+        if not getattr(indices, name):
+            raise DataRefused(f"no case is left in {name} ({indices.method})", store.refused)
     return Prepared(
         dataset=dataset,
-        split=_without({refusal.row for refusal in store.refused}, indices),
+        split=indices,
         targets=_targets(dataset),
         weights=np.array([ref.weight for ref in dataset.refs], np.float32),
         store_folder=store.folder,

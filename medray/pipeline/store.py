@@ -63,8 +63,6 @@ class Store:
     images: Array
     """(N, C, *S), memory-mapped; writes stay in this process."""
     refused: tuple[Refusal, ...]
-    affine: Array
-    """(4, 4) affine of the first case on the network's grid."""
     warnings: dict[str, int]
     """How many cases carry each warning."""
 
@@ -92,8 +90,8 @@ class ChunkReport:
     warnings: Counter[str]
 
 
-def open_store(folder: Path) -> Store:
-    """The store in `folder`.
+def open_store(folder: Path, refs: Sequence[CaseRef]) -> Store:
+    """The store in `folder`; `refs` name its rows.
 
     Raises:
         StoreError: if there is no whole store.
@@ -104,8 +102,8 @@ def open_store(folder: Path) -> Store:
         images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise StoreError(f"no whole store in {folder}: {error}; delete the folder and run again") from None
-    refused = tuple(Refusal(**entry) for entry in index["refused"])
-    return Store(folder, images, refused, np.asarray(index["affine"]), index["warnings"])
+    refused = tuple(Refusal(row, refs[row].case_id, *reason) for row, *reason in index["refused"])
+    return Store(folder, images, refused, index["warnings"])
 
 
 def build(refs: Sequence[CaseRef], cfg: PreprocessSection, root: Path, mapper: Mapper[Any, Any] = map) -> Store:
@@ -125,7 +123,7 @@ def build(refs: Sequence[CaseRef], cfg: PreprocessSection, root: Path, mapper: M
     with _locked(root / f"{folder.name}.lock"):
         if not (folder / "index.json").is_file():
             _build_into(folder, refs, cfg, mapper)
-    return open_store(folder)
+    return open_store(folder, refs)
 
 
 def store_key(refs: Sequence[CaseRef], cfg: PreprocessSection, root: Path) -> str:
@@ -161,9 +159,9 @@ def _build_into(folder: Path, refs: Sequence[CaseRef], cfg: PreprocessSection, m
         chunks = [Chunk(file, start, tuple(refs[start : start + CHUNK_CASES]), cfg) for start in starts]
         reports = list(mapper(_write_chunk, chunks))
         index = {
-            "refused": [_as_dict(refusal) for report in reports for refusal in report.refused],
+            # Without names: the same content under other names is the same store.
+            "refused": [[r.row, r.code, r.detail, r.hint] for report in reports for r in report.refused],
             "warnings": dict(sum((report.warnings for report in reports), Counter())),
-            "affine": example.affine.tolist(),
             "host": platform.node(),
         }
         _write_synced(partial_folder / "index.json", json.dumps(index))
@@ -175,10 +173,6 @@ def _build_into(folder: Path, refs: Sequence[CaseRef], cfg: PreprocessSection, m
         raise
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
-
-
-def _as_dict(refusal: Refusal) -> dict[str, Any]:
-    return {name: getattr(refusal, name) for name in Refusal.__slots__}
 
 
 def _write_synced(file: Path, text: str) -> None:
@@ -276,7 +270,7 @@ def on_this_node(folder: Path, refs: Sequence[CaseRef], cfg: PreprocessSection) 
     if not (folder / "index.json").is_file():
         return build(refs, cfg, scratch)
     if json.loads((folder / "index.json").read_text(encoding="utf-8"))["host"] == platform.node():
-        return open_store(folder)
+        return open_store(folder, refs)
     scratch.mkdir(parents=True, exist_ok=True)
     with _locked(scratch / f"{folder.name}.lock"):
         copy = scratch / folder.name
@@ -284,4 +278,4 @@ def on_this_node(folder: Path, refs: Sequence[CaseRef], cfg: PreprocessSection) 
             partial_copy = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=scratch))
             shutil.copytree(folder, partial_copy, dirs_exist_ok=True)
             partial_copy.rename(copy)
-    return open_store(copy)
+    return open_store(copy, refs)

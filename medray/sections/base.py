@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""Relative to the working folder of the command; absolute from then on, since workers have other folders."""
 
 
 class Section(BaseModel):
@@ -42,7 +44,7 @@ class NetworkSection(Plugin):
     """Dropout before the last linear layer."""
     init: Literal["default", "xavier", "he"] = "default"
     """Weights of convolutions and linear layers: the family's own, Glorot 2010, or He 2015 (10.1109/ICCV.2015.123)."""
-    weights: Path | None = None
+    weights: AbsolutePath | None = None
     """A .safetensors file or a bundle to start from; layers of another shape are left at their initial values."""
     freeze: bool = False
     """Train only what `weights` did not fill (usually the head)."""

@@ -32,6 +32,8 @@ class ServeSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ServeSection:
+        if self.host not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError(f"host {self.host}: the service has no keys yet, so it listens on loopback alone")
         if self.target_ongoing_requests > self.max_ongoing_requests:
             raise ValueError("target_ongoing_requests above max_ongoing_requests would never scale up")
         if self.min_replicas > self.max_replicas:

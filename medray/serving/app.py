@@ -120,6 +120,11 @@ def problem(status: int, code: str, detail: str, hint: str) -> JSONResponse:
     return JSONResponse({**body, "hint": hint}, status, media_type="application/problem+json")
 
 
+def stop() -> None:
+    """Take the service off the cluster, which may go on without it."""
+    serve.delete("medray")
+
+
 def run(folder: Path, model: str, cfg: ServeSection) -> str:
     """Start Serve on the connected cluster and deploy; returns the service's address."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

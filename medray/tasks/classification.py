@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from medray.metrics.classification import decide, summarise
+from medray.config import ConfigError
+from medray.metrics.classification import SUMMARY, decide, summarise
 from medray.sections.base import Fraction, NonNegative, Section, TaskSection
 from medray.types import Array, Batch, Prediction
 
@@ -27,6 +28,14 @@ class Loss(Section):
     """cross_entropy (Szegedy 2016, 10.1109/CVPR.2016.308)."""
     gamma: NonNegative = 2.0
     """focal (Lin 2017, 10.1109/ICCV.2017.324)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Loss:
+        if self.label_smoothing and self.name != "cross_entropy":
+            raise ValueError(f"label_smoothing belongs to cross_entropy, not to {self.name}")
+        if "gamma" in self.model_fields_set and self.name != "focal" and self.gamma != 2.0:
+            raise ValueError(f"gamma belongs to focal, not to {self.name}")
+        return self
 
 
 class Config(TaskSection):
@@ -61,6 +70,13 @@ class Classification:
     """Multi-label with balanced class weights: weight of each class's positives in the loss."""
 
     monitor = "val/auroc"
+    metrics = (*SUMMARY, "loss")
+
+    @property
+    def decision(self) -> dict[str, float] | str:
+        """How scores become labels."""
+        thresholds = self._thresholds()
+        return "the likeliest class" if thresholds is None else dict(zip(self.classes, thresholds, strict=True))
 
     @property
     def outputs(self) -> int:
@@ -172,15 +188,16 @@ def build(cfg: Config, classes: tuple[str, ...], multilabel: bool, targets: Arra
         targets: (n, K) of the training cases alone: class weights must not see the others.
 
     Raises:
-        ValueError: if the mode does not go with the dataset.
+        ConfigError: if the mode does not go with the dataset.
     """
     mode = cfg.mode
     if mode == "auto":
         mode = "multilabel" if multilabel else "binary" if len(classes) == 2 else "multiclass"
     if multilabel and mode != "multilabel":
-        raise ValueError(f"task.mode is {mode}, but cases of this dataset may have several classes; use multilabel")
+        fact = "cases of this dataset may have several classes; use multilabel"
+        raise ConfigError([f"task.mode: is {mode}, but {fact}"])
     if mode == "binary" and len(classes) != 2:
-        raise ValueError(f"task.mode is binary, but the dataset has {len(classes)} classes; use multiclass")
+        raise ConfigError([f"task.mode: is binary, but the dataset has {len(classes)} classes; use multiclass"])
     weights: tuple[float, ...] = ()
     if mode == "multilabel" and cfg.class_weights == "balanced":
         positive = targets.sum(0)

@@ -20,6 +20,14 @@ class Task(Protocol):
         """The metric that chooses the best epoch, where the experiment does not say."""
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what is measured on each split, without the split's."""
+
+    @property
+    def decision(self) -> dict[str, float] | str:
+        """How scores become labels: a threshold per class, or 'the likeliest class'."""
+
+    @property
     def outputs(self) -> int:
         """Length of the network's output."""
 

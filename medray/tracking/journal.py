@@ -42,22 +42,18 @@ def read(file: Path, start: int = 0) -> tuple[list[Row], int]:
     return [from_plain(row) for row in rows], start + len(whole)
 
 
-def latest_epochs(rows: list[Row]) -> list[Row]:
-    """One row per epoch: a restart may repeat the epochs after its checkpoint, and the last one counts."""
-    return [row for _, row in sorted({row["epoch"]: row for row in rows}.items())]
-
-
 @contextmanager
 def followed(file: Path, listener: Callable[[Row], None]) -> Iterator[None]:
-    """Hand every line that is written meanwhile to `listener`, in a thread of its own, none left at the end.
+    """Hand every line that is written from now on to `listener`, in a thread of its own, none left at the end.
 
     What `listener` raises ends the following and is raised at the end.
     """
     done = threading.Event()
+    start = file.stat().st_size if file.is_file() else 0
     failures: list[Exception] = []
 
     def follow() -> None:
-        position = 0
+        position = start
         while True:
             last_round = done.is_set()
             rows, position = read(file, position)

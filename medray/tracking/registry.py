@@ -66,8 +66,8 @@ class Standing:
         return (self.monitor, self.data, self.split) == (other.monitor, other.data, other.split)
 
     def beats(self, other_score: float) -> bool:
-        """Whether this score is better."""
-        return self.sign * self.score > self.sign * other_score
+        """Whether this score is better; any is better than an undefined one."""
+        return self.sign * self.score > self.sign * other_score or other_score != other_score
 
 
 def register(record: RunRecord, name: str, bundle: Path, standing: Standing) -> str:
@@ -76,7 +76,8 @@ def register(record: RunRecord, name: str, bundle: Path, standing: Standing) -> 
     record.log_folder(bundle, "bundle")
     try:
         mlflow.get_registered_model(name)
-    except MlflowException:
+    except MlflowException as error:
+        _only_if_missing(error)
         mlflow.create_registered_model(name)
     tags = {**standing.tags(), "medray.digest": load(bundle).digest}
     source = f"runs:/{record.run_id}/bundle"
@@ -91,8 +92,15 @@ def find(mlflow: MlflowClient, name: str, alias: str) -> ModelVersion | None:
         if alias.isdigit():
             return mlflow.get_model_version(name, alias)
         return mlflow.get_model_version_by_alias(name, alias)
-    except MlflowException:
+    except MlflowException as error:
+        _only_if_missing(error)
         return None
+
+
+def _only_if_missing(error: MlflowException) -> None:
+    """A registry that cannot be asked is not one that has nothing: anything but 'there is none' goes on."""
+    if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        raise error
 
 
 def promote(mlflow: MlflowClient, name: str, version: str, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ BATCH = 100
 
 
 def tracking_uri(uri: str | None) -> str:
-    """The experiment's server, or the SQLite file in medray's home."""
-    return uri or f"sqlite:///{home() / 'mlflow.db'}"
+    """The experiment's server, else $MLFLOW_TRACKING_URI's, else the SQLite file in medray's home."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
 def client(uri: str | None) -> MlflowClient:

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from medray.cluster import Allotment
 from medray.config import Experiment
 from medray.pipeline.prepare import Prepared
 from medray.tracking import journal
+from medray.training.checkpoint import sync_files
 from medray.training.progress import show_steps
 from medray.training.worker import Outcome, collect, work
-from medray.training.world import World, set_threads
+from medray.training.world import World, device_of, set_threads
 
 CHECKPOINT = "checkpoint"
 
@@ -29,9 +28,13 @@ class FolderReporter:
     def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
         """Append the row; put the checkpoint in the place of the one before."""
         if place is not None:
-            fresh, whole = self.folder / f"{CHECKPOINT}.new", self.folder / CHECKPOINT
-            shutil.rmtree(fresh, ignore_errors=True)
-            shutil.copytree(place, fresh)
+            partial, fresh, whole = (self.folder / f"{CHECKPOINT}{part}" for part in (".partial", ".new", ""))
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(place, partial)
+            sync_files(partial)
+            if not whole.is_dir() and fresh.is_dir():
+                fresh.rename(whole)
+            partial.rename(fresh)
             shutil.rmtree(whole, ignore_errors=True)
             fresh.rename(whole)
         if row:
@@ -58,6 +61,5 @@ def train_alone(experiment: Experiment, prepared: Prepared, folder: Path, allotm
     """
     set_threads(allotment.cpus)
     reporter = FolderReporter(folder)
-    device = torch.device("cuda" if allotment.gpu else "cpu")
-    work(experiment, prepared, World(device=device), reporter, reporter.last())
+    work(experiment, prepared, World(device=device_of(allotment)), reporter, reporter.last())
     return collect(folder / CHECKPOINT)

@@ -25,6 +25,13 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     temporary.rename(folder / STATE)
 
 
+def sync_files(folder: Path) -> None:
+    """Wait until the disk has every file of `folder`."""
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
 def load(folder: Path) -> dict[str, Any]:
     """The state in `folder`, on the CPU; tensors and plain values only, nothing is executed."""
     return cast(dict[str, Any], torch.load(folder / STATE, map_location="cpu", weights_only=True))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from medray.config import Experiment
+from medray.config import ConfigError, Experiment, nearest
 from medray.networks.build import build, train_mode
 from medray.pipeline.loader import Samples, Sampling
 from medray.pipeline.prepare import Prepared
@@ -36,9 +36,10 @@ class Learner:
         self.task = task_of(experiment, prepared)
         self.samples = self._samples(prepared)
         chances = self.task.case_chances(train_targets)
+        self._check()
         self.sampling = Sampling(experiment.train.batch_size, experiment.seed, experiment.augment.mixup, chances)
         self.steps_per_epoch = self.sampling.steps(len(self.rows["train"]))
-        self.precision = precision(experiment.train.precision, world.device)
+        self.precision: Precision = precision(experiment.train.precision, world.device)
         self.monitor = monitor_of(experiment, prepared)
         self.sign = monitor_sign(self.monitor, experiment.train.mode)
 
@@ -65,6 +66,22 @@ class Learner:
         self.best_score = -math.inf
         self.best_weights = self._weights()
 
+    def _check(self) -> None:
+        """Refuse at once what could only fail later, or hang."""
+        batch = min(self.experiment.train.batch_size, len(self.rows["train"]))
+        mistakes = []
+        if batch < self.world.size:
+            mistakes.append(f"train.batch_size: a batch of {batch} cases cannot be shared by {self.world.size} workers")
+        monitor = self.experiment.train.monitor or self.task.monitor
+        known = [f"{split}/{name}" for split in ("val", "train") for name in self.task.metrics]
+        if monitor not in known or (monitor.startswith("train/") and monitor != "train/loss"):
+            mistakes.append(f"train.monitor: '{monitor}' is not measured{nearest(monitor, known)}")
+        axes = self.experiment.augment.flip.axes
+        if max(axes, default=0) >= self.samples.images.ndim - 2:
+            mistakes.append(f"augment.flip.axes: {axes} on a grid of {self.samples.images.ndim - 2} axes")
+        if mistakes:
+            raise ConfigError(mistakes)
+
     def _samples(self, prepared: Prepared) -> Samples:
         """The store and the targets as tensors; class weights come from the training cases alone."""
         weights = prepared.weights.copy()
@@ -77,9 +94,8 @@ class Learner:
         """The network on the device, in the memory order and with the norms that the experiment asks for."""
         if self.experiment.scaling.sync_batchnorm:
             if self.world.device.type != "cuda":
-                raise ValueError(
-                    "scaling.sync_batchnorm needs GPUs; on CPUs use a network with norm: instance or group"
-                )
+                hint = "on CPUs use a network with norm: instance or group"
+                raise ConfigError([f"scaling.sync_batchnorm: needs GPUs; {hint}"])
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         network = network.to(self.world.device)
         if self.experiment.train.channels_last:
@@ -103,6 +119,11 @@ class Learner:
     def eval_batch(self) -> int:
         """Cases per forward pass without gradients."""
         return max(1, 2 * self.experiment.train.batch_size // self.world.size)
+
+    @property
+    def smallest_share(self) -> int:
+        """Fewest cases of a batch that a worker gets."""
+        return min(self.experiment.train.batch_size, len(self.rows["train"])) // self.world.size
 
     @property
     def epochs_since_best(self) -> int:
@@ -129,8 +150,9 @@ class Learner:
         return cast(AbstractContextManager[Any], self.parallel.no_sync())
 
     def begin_epoch(self) -> None:
-        """Put the network in training mode; frozen layers stay as they are."""
+        """Put the network in training mode, and dropout's draws where (seed, epoch, rank) says."""
         train_mode(self.network)
+        torch.manual_seed(hash((self.experiment.seed, self.epoch, self.world.rank)))
 
     def update(self, clip_norm: float | None) -> None:
         """One step of the optimiser with the gradients at hand."""
@@ -153,9 +175,6 @@ class Learner:
 
     def close_epoch(self, metrics: dict[str, float]) -> bool:
         """Count the epoch, keep its weights if it is the best so far, and say whether it is."""
-        if self.monitor not in metrics:
-            known = ", ".join(sorted(name for name in metrics if "/" in name))
-            raise ValueError(f"train.monitor '{self.monitor}' is not measured; there are: {known}")
         self.epoch += 1
         # An undefined metric (one class in val, say) is worse than any defined one.
         score = -math.inf if math.isnan(metrics[self.monitor]) else self.sign * metrics[self.monitor]
@@ -166,8 +185,7 @@ class Learner:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """A copy on the CPU of the weights that are validated."""
-        network = self.averaged.module if self.averaged is not None else self.network
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+        return _copied(self.averaged.module if self.averaged is not None else self.network)
 
     def restore_best(self) -> None:
         """Put the best epoch's weights into the network."""
@@ -178,8 +196,8 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as tensors and plain numbers."""
         return {
-            "network": self.network.state_dict(),
-            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "network": _copied(self.network),
+            "averaged": None if self.averaged is None else _copied(self.averaged),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "best_weights": self.best_weights,
@@ -190,7 +208,6 @@ class Learner:
                 "best_epoch": self.best_epoch,
                 "best_score": self.best_score,
             },
-            "torch_rng": torch.get_rng_state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -203,7 +220,11 @@ class Learner:
         self.best_weights = state["best_weights"]
         for name, value in state["counters"].items():
             setattr(self, name, value)
-        torch.set_rng_state(state["torch_rng"])
+
+
+def _copied(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy on the CPU of a network's parameters and buffers."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
 
 
 def task_of(experiment: Experiment, prepared: Prepared) -> Task:
@@ -228,5 +249,9 @@ def precision(asked: str, device: torch.device) -> Precision:
     """The arithmetic to use: `auto` is bf16 where the hardware computes in it."""
     if asked != "auto":
         return cast(Precision, asked)
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda"
+        else torch.cpu._is_avx512_bf16_supported()
+    )
     return "bf16" if native else "fp32"

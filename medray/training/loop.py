@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,8 @@ class Finished:
     """best_epoch, and val/... and test/... of the best epoch's weights."""
     scores: dict[str, Array]
     """(n, K) probabilities of each of val and test, in the order of the split's rows."""
+    state: dict[str, Any]
+    """Where the last epoch left the training: to go on from, unlike the best weights."""
 
 
 Event = StepDone | EpochDone | Finished
@@ -124,7 +127,8 @@ def to_network(learner: Learner, batch: Batch) -> Batch:
 
 def _backward(learner: Learner, batch: Batch) -> torch.Tensor:
     """Add the batch's gradients, in as many parts as the experiment says; returns this worker's loss."""
-    count = min(learner.experiment.train.accumulate, len(batch.image))
+    # From the world's batch: all workers go through the network equally often.
+    count = min(learner.experiment.train.accumulate, max(1, learner.smallest_share))
     l1 = learner.experiment.optimizer.l1
     total = torch.zeros((), device=learner.world.device)
     for part in range(count):
@@ -184,10 +188,13 @@ def evaluate(learner: Learner, split: str) -> tuple[dict[str, float], Array]:
 
 def _finish(learner: Learner, reason: str) -> Finished:
     """Put the best epoch's weights in place and measure them."""
+    state = learner.state()
     learner.restore_best()
+    # The figures of the card are those of the saved weights as they will be served: in float32.
+    learner.precision = "fp32"
     metrics: dict[str, float] = {"best_epoch": float(learner.best_epoch)}
     scores = {}
     for split in ("val", "test"):
         found, scores[split] = evaluate(learner, split)
         metrics |= found
-    return Finished(reason, metrics, scores)
+    return Finished(reason, metrics, scores, state)

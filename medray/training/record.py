@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def save_bundle(folder: Path, experiment: Experiment, prepared: Prepared, outcom
         "multilabel": prepared.dataset.multilabel,
         "outputs": task.outputs,
         "input": {"channels": prepared.shape[0], "size": list(prepared.shape[1:])},
+        "decision": task.decision,
         "metrics": _finite(outcome.metrics),
         "intervals": intervals(prepared, outcome),
         "cases": {name: len(prepared.rows(name)) for name in ("train", "val", "test")},
@@ -78,14 +79,27 @@ def intervals(prepared: Prepared, outcome: Outcome) -> dict[str, list[float]]:
 def environment() -> dict[str, str]:
     """Versions and code revision."""
     names = ("medray", "torch", "torchvision", "monai", "numpy", "ray", "mlflow")
-    return {"python": platform.python_version(), "revision": revision(), **{name: version(name) for name in names}}
+    return {"python": platform.python_version(), "revision": revision(), **{name: _version(name) for name in names}}
 
 
 def revision() -> str:
     """The commit of the code that runs, '+' where it was changed since; 'unknown' outside a repository."""
     git = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=40"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    if not (PACKAGE.parent / ".git").exists():
+        return "unknown"
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
     return found.stdout.strip() or "unknown"
+
+
+def _version(name: str) -> str:
+    """Version of an installed package; medray itself may run from an uploaded folder."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def open_record(record: RunRecord, experiment: Experiment, prepared: Prepared) -> None:
@@ -108,7 +122,9 @@ def close_record(
     """Log final metrics, figures and files, and register the bundle that lies in `folder`."""
     secret = pseudonyms.key()
     rename = partial(pseudonyms.pseudonym, secret=secret)
-    pseudonyms.write_map(folder / "cases.csv", (ref.case_id for ref in prepared.dataset.refs), secret)
+    refs = prepared.dataset.refs
+    names = dict.fromkeys([*(ref.case_id for ref in refs), *(ref.subject for ref in refs)])
+    pseudonyms.write_map(folder / "cases.csv", names, secret)
     shared = folder / "shared"
     illustrate(shared / "figures", experiment, prepared, outcome, rename)
     (shared / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
@@ -143,34 +159,37 @@ def _register(record: RunRecord, name: str, bundle: Path, standing: Standing, pr
     return Registered(f"{name}/{number}", True, f"{name}/{number} is the new champion: {better}")
 
 
-def _rival_score(champion: Standing, new: Standing, measure: Callable[[], float | None]) -> tuple[float | None, str]:
+def _rival_score(
+    champion: Standing, new: Standing, measure: Callable[[], tuple[float, str]]
+) -> tuple[float | None, str]:
     """The champion's score on the new run's validation cases, or None and why there is none."""
     if new.comparable(champion):
         return champion.score, ""
-    score = measure()
-    if score is None:
-        return None, (
-            "the champion was trained for other classes, so the two cannot be compared; "
-            "to put the new one in its place: medray promote MODEL@candidate --reason '...'"
-        )
+    score, problem = measure()
+    if problem:
+        way = "to put the new one in its place: medray promote MODEL@candidate --reason '...'"
+        return None, f"the champion stays: {problem}; {way}"
     return score, ""
 
 
-def _measure_champion(record: RunRecord, name: str, new: Standing, prepared: Prepared) -> float | None:
-    """The present champion's metric on the new split's validation cases, read by its own road."""
+def _measure_champion(record: RunRecord, name: str, new: Standing, prepared: Prepared) -> tuple[float, str]:
+    """The present champion's metric on the new split's validation cases, read by its own road; or why not."""
     from medray.inference.predictor import Predictor
 
     folder, _ = registry.fetch(record.client, f"{name}@{registry.CHAMPION}")
     predictor = Predictor(folder)
     metric = new.monitor.removeprefix("val/")
-    if predictor.bundle.classes != prepared.dataset.classes or metric == new.monitor:
-        return None
+    if predictor.bundle.classes != prepared.dataset.classes:
+        return 0.0, "it was trained for other classes, so the two cannot be compared"
+    if metric == new.monitor or metric == "loss":
+        return 0.0, f"{new.monitor} of two trainings is not comparable on other data"
     rows = prepared.rows("val")
     answers = predictor.predict_all([prepared.dataset.refs[row].source for row in rows.tolist()])
-    if any(isinstance(answer, InputError) for answer in answers):
-        return None
+    refused = [answer for answer in answers if isinstance(answer, InputError)]
+    if refused:
+        return 0.0, f"it refuses {len(refused)} of {len(rows)} validation cases ({refused[0]})"
     scores: Array = np.stack([answer.scores for answer in answers if not isinstance(answer, InputError)])
-    return predictor.task.summarise(scores, prepared.targets[rows]).get(metric)
+    return predictor.task.summarise(scores, prepared.targets[rows])[metric], ""
 
 
 def _write_split(file: Path, prepared: Prepared, rename: Callable[[str], str]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
@@ -18,11 +18,11 @@ from medray.pipeline.prepare import Prepared, prepare
 from medray.tracking.run import RunRecord, client, start
 from medray.training.launch import TrainingFailed
 from medray.training.learner import monitor_of, monitor_sign
-from medray.training.progress import say
+from medray.training.progress import Progress, say
 from medray.training.record import close_record, describe, open_record, save_bundle
 from medray.training.train import new_folder
 from medray.training.worker import collect, work
-from medray.training.world import World, set_threads
+from medray.training.world import World, device_of, set_threads
 
 DISTRIBUTIONS = {
     "uniform": tune.uniform,
@@ -43,11 +43,10 @@ def search(experiment: Experiment) -> dict[str, Any]:
         TrainingFailed: no trial came to its end.
     """
     space = parameter_space(experiment)
-    cluster.connect(dashboard=True)  # Tune frees stopped trials' resources through the dashboard's State API
+    cluster.connect()
     prepared = prepare(experiment, cluster.home() / "stores", cluster.parallel_map)
-    allotment = cluster.allot(experiment.scaling, share=experiment.tune.concurrent)
-    if allotment.workers > 1:
-        raise ConfigError([f"scaling.workers: a trial has one worker, {allotment.workers} were asked for"])
+    allotment = _allot_trials(experiment)
+    Progress(time.time()).announce(experiment, prepared, allotment)
     folder = new_folder(experiment)
     record = start(client(experiment.tracking.uri), experiment.name, f"{folder.name} (tune)")
     open_record(record, experiment, prepared)
@@ -60,8 +59,8 @@ def search(experiment: Experiment) -> dict[str, Any]:
         (folder / "best.yaml").write_text(to_yaml(chosen), encoding="utf-8")
         bundle = save_bundle(folder / "bundle", chosen, prepared_for(chosen, experiment, prepared), outcome)
         registered = close_record(record, folder, chosen, prepared_for(chosen, experiment, prepared), outcome)
-    except BaseException:
-        record.finish("FAILED")
+    except BaseException as error:
+        record.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     record.finish("FINISHED")
     if registered is not None:
@@ -73,9 +72,24 @@ def search(experiment: Experiment) -> dict[str, Any]:
         "settings": best.config,
         "metrics": describe(outcome),
         "bundle": str(bundle.folder),
+        "refused": len(prepared.refused),
         "model": registered.model if registered else None,
         "champion": bool(registered and registered.champion),
     }
+
+
+def _allot_trials(experiment: Experiment) -> cluster.Allotment:
+    """What one trial takes; fewer run at once than tune.concurrent where there are fewer GPUs or CPUs.
+
+    Raises:
+        ConfigError: a trial has one worker.
+    """
+    if experiment.scaling.workers not in ("auto", 1):
+        raise ConfigError([f"scaling.workers: a trial has one worker, {experiment.scaling.workers} were asked for"])
+    scaling = experiment.scaling.model_copy(update={"workers": 1})
+    cpus, gpus = cluster.resources()
+    places = gpus if gpus and scaling.gpu is not False else int(cpus)
+    return cluster.allot(scaling, share=max(1, min(experiment.tune.concurrent, places)))
 
 
 def parameter_space(experiment: Experiment) -> dict[str, Any]:
@@ -115,7 +129,7 @@ def _run_trials(
         reduction_factor=cfg.reduction,
     )
     resources = {"CPU": allotment.cpus, **({"GPU": 1} if allotment.gpu else {})}
-    trainable = partial(run_trial, experiment=experiment, prepared=prepared, cpus=allotment.cpus)
+    trainable = partial(run_trial, experiment=experiment, prepared=prepared, allotment=allotment)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         param_space=space,
@@ -124,22 +138,26 @@ def _run_trials(
             mode="max",
             scheduler=scheduler,
             num_samples=cfg.trials,
-            max_concurrent_trials=cfg.concurrent,
-            search_alg=tune.search.BasicVariantGenerator(random_state=cfg.seed),
+            # Here and not in TuneConfig, whose own limit does not count for this searcher.
+            search_alg=tune.search.BasicVariantGenerator(max_concurrent=cfg.concurrent, random_state=cfg.seed),
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        ),
     )
     return tuner.fit()
 
 
-def run_trial(config: dict[str, Any], experiment: Experiment, prepared: Prepared, cpus: float) -> None:
+def run_trial(config: dict[str, Any], experiment: Experiment, prepared: Prepared, allotment: cluster.Allotment) -> None:
     """One trial: the loop in this process, an epoch a report, the checkpoint with the last one."""
-    set_threads(cpus)
+    set_threads(allotment.cpus)
     chosen = override(experiment, config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sign = monitor_sign(monitor_of(chosen, prepared), chosen.train.mode)
     reporter = TuneReporter(monitor_of(chosen, prepared), sign)
-    work(chosen, prepared_for(chosen, experiment, prepared), World(device=device), reporter, None)
+    work(chosen, prepared_for(chosen, experiment, prepared), World(device=device_of(allotment)), reporter, None)
 
 
 class TuneReporter:

@@ -72,6 +72,9 @@ def work(experiment: Experiment, prepared: Prepared, world: World, reporter: Rep
         state = checkpoint.load(last)
         learner.load_state(state)
         history = state["history"]
+        if "finished" in state:  # a restart after the end: nothing is left to do
+            reporter.report({}, last)
+            return
     times["at/network"] = time.time()
     saved = time.monotonic()
     for event in fit(learner):
@@ -84,26 +87,26 @@ def work(experiment: Experiment, prepared: Prepared, world: World, reporter: Rep
                 history.append(row)
                 due = time.monotonic() - saved > CHECKPOINT_EVERY_S
                 saved = time.monotonic() if due else saved
-                _report(learner, reporter, row, {"history": history} if due else None)
+                _report(learner, reporter, row, {**learner.state(), "history": history} if due else None)
                 times = {}
             case Finished():
                 note = {"reason": event.reason, "metrics": event.metrics, "unfit": list(learner.unfit)}
-                _report(learner, reporter, {}, {"history": history, "finished": note}, event.scores)
+                _report(learner, reporter, {}, {**event.state, "history": history, "finished": note}, event.scores)
 
 
 def _report(
     learner: Learner,
     reporter: Reporter,
     row: Mapping[str, float | None],
-    notes: dict[str, Any] | None,
+    state: dict[str, Any] | None,
     scores: dict[str, Array] | None = None,
 ) -> None:
-    """Report a row; with `notes`, rank 0 adds a checkpoint that holds them."""
-    if notes is None or learner.world.rank != 0:
+    """Report a row; if there is a state, rank 0 adds a checkpoint of it."""
+    if state is None or learner.world.rank != 0:
         reporter.report(row, None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder), {**learner.state(), **notes})
+        checkpoint.save(Path(folder), state)
         if scores is not None:
             checkpoint.save_scores(Path(folder), scores)
         reporter.report(row, Path(folder))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import distributed
 
+from medray.cluster import Allotment
 from medray.pipeline.loader import Share
 
 
@@ -65,6 +66,11 @@ def joined_world(device: torch.device) -> World:
     if not (distributed.is_available() and distributed.is_initialized()):
         return World(device=device)
     return World(distributed.get_rank(), distributed.get_world_size(), device)
+
+
+def device_of(allotment: Allotment) -> torch.device:
+    """The device of a worker that has the process for itself."""
+    return torch.device("cuda" if allotment.gpu else "cpu")
 
 
 def set_threads(cpus: float) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import tiny
 
+from medray.config import ConfigError
 from medray.imaging.reader import read
 from medray.imaging.writer import write_png
 from medray.inference import table
@@ -86,7 +87,7 @@ def test_table_and_csv(trained: tuple[Predictor, Any, Outcome], tmp_path: Path) 
 
 
 def test_missing_places_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(ConfigError, match="nowhere"):
         table.image_files([tmp_path / "nowhere"])
-    with pytest.raises(FileNotFoundError, match="no files in"):
+    with pytest.raises(ConfigError, match="no files in"):
         table.image_files([tmp_path])

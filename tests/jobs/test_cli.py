@@ -17,13 +17,16 @@ from conftest import REPOSITORY, draw_folder, tiny
 
 from medray import cli
 from medray.config import to_yaml
+from medray.console import answer
 from medray.imaging.writer import write_png
+
+pytestmark = pytest.mark.usefixtures("database")
 
 
 def run(*arguments: str) -> tuple[int, dict[str, Any]]:
     """Exit code and the last line of stdout."""
     stdout = io.StringIO()
-    code = cli._run(list(arguments), stdout)
+    code = answer(cli.app, list(arguments), stdout)
     lines = stdout.getvalue().splitlines()
     return code, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
 
@@ -48,15 +51,15 @@ def test_help_is_quick_and_names_the_sections() -> None:
 
 def test_config_show_and_schema(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     stdout = io.StringIO()
-    assert cli._run(["config", "show", experiment, "train.epochs=7"], stdout) == 0
+    assert answer(cli.app, ["config", "show", experiment, "train.epochs=7"], stdout) == 0
     assert yaml.safe_load(stdout.getvalue())["train"]["epochs"] == 7
     stdout = io.StringIO()
-    assert cli._run(["config", "schema", experiment], stdout) == 0
+    assert answer(cli.app, ["config", "schema", experiment], stdout) == 0
     assert "widths" in json.loads(stdout.getvalue())["properties"]["network"]["properties"]
     stdout = io.StringIO()
-    assert cli._run(["config", "list"], stdout) == 0
+    assert answer(cli.app, ["config", "list"], stdout) == 0
     assert "resnet" in stdout.getvalue()
-    assert cli._run(["config", "show", experiment, "train.epoch=7"], io.StringIO()) == 2
+    assert answer(cli.app, ["config", "show", experiment, "train.epoch=7"], io.StringIO()) == 2
     assert "did you mean 'epochs'" in capsys.readouterr().err
 
 
@@ -173,10 +176,10 @@ def test_train_predict_promote_resume(
     )
     assert run("promote", "tiny@9", "--reason", "none such")[0] == 2
 
-    code, resumed = run("train", experiment, "--resume", result["run"])
+    code, resumed = run("train", "--resume", result["run"])
     assert code == 0
     assert resumed["run_id"] == result["run_id"]
-    assert run("train", experiment, "--resume", "nothing")[0] == 2
+    assert run("train", "--resume", "nothing")[0] == 2
 
 
 def test_a_case_left_out_is_exit_5_and_listed(tmp_path: Path, experiment: str) -> None:

@@ -182,7 +182,7 @@ def test_ctrl_c_is_exit_130_and_the_run_goes_on_with_resume(experiment: Path, ho
     assert mlflow.get_run(run_id).info.status == "KILLED"
     text = (folder / "experiment.yaml").read_text()
     (folder / "experiment.yaml").write_text(text.replace("epochs: 4000", "epochs: 2"))
-    assert job("train.py", str(experiment), "--resume", folder.name)["run_id"] == run_id
+    assert job("train.py", "--resume", folder.name)["run_id"] == run_id
     assert mlflow.get_run(run_id).info.status == "FINISHED"
 
 

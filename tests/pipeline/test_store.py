@@ -142,7 +142,7 @@ def test_a_half_written_store_is_not_taken_for_whole(folder: Path, tmp_path: Pat
     store = build(refs_of(folder), RANGE, tmp_path)
     (store.folder / "index.json").unlink()
     with pytest.raises(StoreError, match="no whole store"):
-        open_store(store.folder)
+        open_store(store.folder, refs_of(folder))
     assert build(refs_of(folder), RANGE, tmp_path).images.shape == store.images.shape, "it is built again"
 
 
@@ -163,7 +163,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(folder: Path, tmp_path: Pa
 def test_writes_to_an_open_store_do_not_reach_the_disk(folder: Path, tmp_path: Path) -> None:
     store = build(refs_of(folder), RANGE, tmp_path)
     store.images[0] = 7
-    assert not (open_store(store.folder).images[0] == 7).all()
+    assert not (open_store(store.folder, refs_of(folder)).images[0] == 7).all()
 
 
 def test_another_node_copies_or_builds(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

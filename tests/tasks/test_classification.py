@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
+from medray.config import ConfigError
 from medray.tasks.classification import Classification, Config, build
 from medray.types import Batch
 
@@ -146,9 +147,9 @@ def test_modes_are_found_from_the_dataset_and_checked() -> None:
         return build(Config.model_validate({"mode": asked}), names, multilabel, np.zeros((0, count))).mode
 
     assert (mode(2, False), mode(3, False), mode(3, True)) == ("binary", "multiclass", "multilabel")
-    with pytest.raises(ValueError, match="may have several classes; use multilabel"):
+    with pytest.raises(ConfigError, match="may have several classes; use multilabel"):
         mode(3, True, "multiclass")
-    with pytest.raises(ValueError, match="has 3 classes; use multiclass"):
+    with pytest.raises(ConfigError, match="has 3 classes; use multiclass"):
         mode(3, False, "binary")
     with pytest.raises(ValidationError, match="label_smoothing is not defined"):
         Config.model_validate({"mode": "ordinal", "loss": {"label_smoothing": 0.1}})

@@ -24,7 +24,6 @@ def test_journal_rows_come_back_in_order_with_nan(tmp_path: Path) -> None:
             journal.append(file, journal.plain({"epoch": epoch, "val/auroc": math.nan if epoch == 1 else 0.5}))
     assert [row["epoch"] for row in heard] == [1, 2, 2, 3]
     assert math.isnan(heard[0]["val/auroc"])
-    assert [row["epoch"] for row in journal.latest_epochs(heard)] == [1, 2, 3]
 
 
 def test_a_half_written_line_waits(tmp_path: Path) -> None:
@@ -63,8 +62,8 @@ def test_flatten_gives_command_line_keys() -> None:
 
 
 @pytest.fixture
-def mlflow() -> MlflowClient:
-    return client(None)
+def mlflow(database: Path) -> MlflowClient:
+    return client(f"sqlite:///{database}")
 
 
 def standing(score: float, **changes: Any) -> Standing:

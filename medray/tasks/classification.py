@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from medray.config import ConfigError
-from medray.metrics.classification import SUMMARY, decide, summarise
+from medray.metrics.classification import SUMMARY, decide, per_class, summarise
 from medray.sections.base import Fraction, NonNegative, Section, TaskSection
 from medray.types import Array, Batch, Prediction
 
@@ -152,6 +152,10 @@ class Classification:
     def summarise(self, scores: Array, targets: Array) -> dict[str, float]:
         """Metrics of probabilities (N, K) against targets (N, K)."""
         return summarise(scores, targets, self.mode == "multilabel", self._thresholds())
+
+    def per_class(self, scores: Array, targets: Array) -> dict[str, dict[str, float]]:
+        """Metrics of each class, against the rest."""
+        return per_class(scores, targets, self.classes, self.mode == "multilabel", self._thresholds())
 
     def _thresholds(self) -> list[float] | None:
         """Probability from which on each class is said to be present; exclusive classes have none."""

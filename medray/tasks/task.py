@@ -52,6 +52,9 @@ class Task(Protocol):
     def summarise(self, scores: Array, targets: Array) -> dict[str, float]:
         """Metrics over cases (N, K)."""
 
+    def per_class(self, scores: Array, targets: Array) -> dict[str, dict[str, float]]:
+        """Metrics of each class over cases (N, K)."""
+
 
 def build(cfg: TaskSection, classes: tuple[str, ...], multilabel: bool, targets: Array) -> Task:
     """The task that `cfg` names, on a dataset with these classes and training targets (n, K)."""

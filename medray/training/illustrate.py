@@ -15,7 +15,7 @@ from medray.metrics.classification import confusion_matrix
 from medray.pipeline.augment import augment
 from medray.pipeline.prepare import Prepared
 from medray.reports import figures
-from medray.training.learner import monitor_of, monitor_sign
+from medray.training.goal import monitor_of, monitor_sign
 from medray.training.worker import Outcome
 from medray.types import Array
 

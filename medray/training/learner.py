@@ -16,12 +16,10 @@ from medray.config import ConfigError, Experiment, nearest
 from medray.networks.build import build, train_mode
 from medray.pipeline.loader import Samples, Sampling
 from medray.pipeline.prepare import Prepared
-from medray.tasks.task import Task
-from medray.tasks.task import build as build_task
+from medray.training.goal import monitor_of, monitor_sign, task_of
 from medray.training.optim import Schedule, build_optimizer
 from medray.training.world import World
 
-LOWER_IS_BETTER = ("loss", "brier", "ece")
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -225,24 +223,6 @@ class Learner:
 def _copied(network: nn.Module) -> dict[str, torch.Tensor]:
     """A copy on the CPU of a network's parameters and buffers."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
-
-
-def task_of(experiment: Experiment, prepared: Prepared) -> Task:
-    """The experiment's task on this dataset; it sees the targets of the training cases alone."""
-    targets = prepared.targets[prepared.rows("train")]
-    return build_task(experiment.task, prepared.dataset.classes, prepared.dataset.multilabel, targets)
-
-
-def monitor_of(experiment: Experiment, prepared: Prepared) -> str:
-    """The metric that chooses the best epoch: the experiment's, else the task's."""
-    return experiment.train.monitor or task_of(experiment, prepared).monitor
-
-
-def monitor_sign(monitor: str, mode: Literal["max", "min"] | None) -> int:
-    """1 where more is better, -1 where less is."""
-    if mode is not None:
-        return 1 if mode == "max" else -1
-    return -1 if monitor.rpartition("/")[2] in LOWER_IS_BETTER else 1
 
 
 def precision(asked: str, device: torch.device) -> Precision:

@@ -11,6 +11,7 @@ from medray.cluster import Allotment
 from medray.config import Experiment
 from medray.pipeline.prepare import Prepared
 from medray.tracking.journal import Row
+from medray.training.goal import monitor_of
 
 if TYPE_CHECKING:
     from medray.training.worker import Outcome
@@ -56,7 +57,7 @@ class Progress:
             say(f"warning: {count} cases: {warning}")
         workers = f"{allotment.workers} {'GPU' if allotment.gpu else 'CPU'} worker(s), {allotment.cpus:g} CPUs each"
         say(f"training {experiment.network.name} on {workers}")
-        self._monitor = experiment.train.monitor or "val/auroc"
+        self._monitor = monitor_of(experiment, prepared)
         self._epochs = experiment.train.epochs
 
     def epoch(self, row: Row) -> None:

@@ -23,8 +23,8 @@ from medray.pipeline.prepare import Prepared
 from medray.tracking import pseudonyms, registry
 from medray.tracking.registry import Standing
 from medray.tracking.run import RunRecord, flatten
+from medray.training.goal import monitor_of, monitor_sign, task_of
 from medray.training.illustrate import illustrate
-from medray.training.learner import monitor_of, monitor_sign, task_of
 from medray.training.worker import Outcome
 from medray.types import Array, InputError
 
@@ -129,6 +129,7 @@ def close_record(
     illustrate(shared / "figures", experiment, prepared, outcome, rename)
     (shared / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
     _write_split(shared / "split.csv", prepared, rename)
+    _write_per_class(shared / "per_class.csv", experiment, prepared, outcome)
     _write_refused(shared / "refused.csv", prepared, rename)
     record.log_metrics({f"best/{name}" if "/" in name else name: v for name, v in outcome.metrics.items()})
     record.log_folder(shared)
@@ -201,6 +202,19 @@ def _write_split(file: Path, prepared: Prepared, rename: Callable[[str], str]) -
                 ref = prepared.dataset.refs[row]
                 names = "|".join(prepared.dataset.classes[index] for index in ref.target)
                 writer.writerow([rename(ref.case_id), rename(ref.subject), split, names])
+
+
+def _write_per_class(file: Path, experiment: Experiment, prepared: Prepared, outcome: Outcome) -> None:
+    task = task_of(experiment, prepared)
+    tables = {
+        split: task.per_class(scores, prepared.targets[prepared.rows(split)])
+        for split, scores in outcome.scores.items()
+        if len(scores)
+    }
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["split", "class", *next(iter(tables["val"].values()))])
+        writer.writerows([split, name, *row.values()] for split, rows in tables.items() for name, row in rows.items())
 
 
 def _write_refused(file: Path, prepared: Prepared, rename: Callable[[str], str]) -> None:

@@ -16,8 +16,8 @@ from medray import cluster
 from medray.config import ConfigError, Experiment, override, to_yaml
 from medray.pipeline.prepare import Prepared, prepare
 from medray.tracking.run import RunRecord, client, start
+from medray.training.goal import monitor_of, monitor_sign
 from medray.training.launch import TrainingFailed
-from medray.training.learner import monitor_of, monitor_sign
 from medray.training.progress import Progress, say
 from medray.training.record import close_record, describe, open_record, save_bundle
 from medray.training.train import new_folder

@@ -155,7 +155,7 @@ def test_train_predict_promote_resume(
     assert found.data.params["network.name"] == "plain"
     assert [point.step for point in mlflow.get_metric_history(found.info.run_id, "val/auroc")] == [1, 2]
     names = {item.path for item in mlflow.list_artifacts(found.info.run_id)}
-    assert names == {"bundle", "experiment.yaml", "figures", "refused.csv", "split.csv"}
+    assert names == {"bundle", "experiment.yaml", "figures", "per_class.csv", "refused.csv", "split.csv"}
     # Case ids stay in the run's folder: what MLflow holds shows pseudonyms.
     assert "case0" not in (folder / "shared" / "split.csv").read_text()
     assert "case0" in (folder / "cases.csv").read_text()

@@ -159,3 +159,6 @@ def test_summarise_uses_the_threshold() -> None:
     scores, targets = np.array([[0.4, 0.1, 0.1]]), np.array([[1.0, 0.0, 0.0]])
     assert task("multilabel", threshold=0.3).summarise(scores, targets)["accuracy"] == 1
     assert task("multilabel").summarise(scores, targets)["accuracy"] == pytest.approx(2 / 3)
+    assert task("multilabel", threshold=0.3).per_class(scores, targets)["class0"]["recall"] == 1
+    assert task("multilabel").per_class(scores, targets)["class0"]["recall"] == 0
+    assert task("multilabel", threshold=0.3).decision == {"class0": 0.3, "class1": 0.3, "class2": 0.3}

@@ -62,7 +62,7 @@ class TrainSection(Section):
     batch_size: Count = 64
     """Cases per optimiser step over all workers, so that the curve does not depend on their number."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 where the hardware has it, else fp32; weights stay float32."""
+    """`auto`: bf16 where the hardware has it (not for volumes on a CPU), else fp32; weights stay float32."""
     accumulate: Count = 1
     """Parts into which a worker cuts its share of a batch, to save memory."""
     clip_norm: Positive | None = None

@@ -37,7 +37,7 @@ class Learner:
         self._check()
         self.sampling = Sampling(experiment.train.batch_size, experiment.seed, experiment.augment.mixup, chances)
         self.steps_per_epoch = self.sampling.steps(len(self.rows["train"]))
-        self.precision: Precision = precision(experiment.train.precision, world.device)
+        self.precision: Precision = precision(experiment.train.precision, world.device, self.samples.images.ndim - 2)
         self.monitor = monitor_of(experiment, prepared)
         self.sign = monitor_sign(self.monitor, experiment.train.mode)
 
@@ -225,13 +225,16 @@ def _copied(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
 
 
-def precision(asked: str, device: torch.device) -> Precision:
-    """The arithmetic to use: `auto` is bf16 where the hardware computes in it."""
+def precision(asked: str, device: torch.device, spatial_dims: int) -> Precision:
+    """The arithmetic to use: `auto` is bf16 where the hardware computes in it, else float32.
+
+    Not for volumes on a CPU: in torch 2.15 the bf16 weight gradient of a small 3D convolution is now and then
+    not finite there (`nn.Conv3d(64, 128, 3)` on grids of a few voxels), and float32 was as fast.
+    """
     if asked != "auto":
         return cast(Precision, asked)
-    native = (
-        torch.cuda.is_bf16_supported(including_emulation=False)
-        if device.type == "cuda"
-        else torch.cpu._is_avx512_bf16_supported()
-    )
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = spatial_dims == 2 and torch.cpu._is_avx512_bf16_supported()
     return "bf16" if native else "fp32"

@@ -33,6 +33,8 @@ class Terminated(BaseException):
 
 
 def _terminate(*_: object) -> None:
+    # Once Ray is loaded its own handler runs first and sets an alarm that aborts the process 3 s later.
+    signal.alarm(0)
     raise Terminated
 
 

@@ -97,6 +97,19 @@ def test_columns_by_name_and_missing_ones(tmp_path: Path) -> None:
         read(tmp_path, "")
 
 
+def test_subject_split_and_weight_by_name(tmp_path: Path) -> None:
+    """Named columns count, also where one with a usual name is there too."""
+    text = "image,label,subject,patient no,fold,w,weight\n0.png,a,x,7,train,3,9\n1.png,b,y,8,test,0.5,9\n"
+    named = {"subject_column": "patient no", "split_column": "fold", "weight_column": "w"}
+    found = [(ref.subject_id, ref.split, ref.weight) for ref in read(tmp_path, text, **named).refs]
+    assert found == [("7", "train", 3.0), ("8", "test", 0.5)]
+    found = [(ref.subject_id, ref.split, ref.weight) for ref in read(tmp_path, text).refs]
+    assert found == [("x", None, 9.0), ("y", None, 9.0)]
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text, subject_column="patient", split_column="folds", weight_column="ww")
+    assert len(caught.value.mistakes) == 3
+
+
 def test_missing_images_are_counted(tmp_path: Path) -> None:
     text = "image,label\n" + "".join(f"gone/{n}.png,a\n" for n in range(5)) + "0.png,b\n"
     says = refuse(tmp_path, text, "missing_files")

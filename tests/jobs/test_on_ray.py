@@ -5,12 +5,14 @@ Every command runs without a network where the machine allows that: nothing may 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +65,15 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = {"epochs": 4, "batch_size": 8, "precision": "fp32"}
     file.write_text(to_yaml(tiny(images, train=train)), encoding="utf-8")
     return file
+
+
+def test_these_run_without_a_network() -> None:
+    """Skipped, and so seen, where the machine does not allow it: then all below ran with the network there."""
+    if not (offline := no_network()):
+        pytest.skip("a network namespace of one's own is not allowed here (unshare --net)")
+    interfaces = subprocess.run([*offline, "ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+    assert [line.split(": ")[1] for line in interfaces.splitlines() if "UP" in line] == ["lo"]
+    assert command("train.py")[: len(offline)] == offline
 
 
 def test_two_workers_give_what_one_gives_and_a_model(experiment: Path, home: Path) -> None:
@@ -167,27 +178,121 @@ def wait_for(file: Path, text: str, process: subprocess.Popen[Any], timeout_s: f
         time.sleep(0.2)
 
 
-def test_ctrl_c_is_exit_130_and_the_run_goes_on_with_resume(experiment: Path, home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "workers", "code", "word"),
+    [
+        (signal.SIGINT, 1, 130, "interrupted"),
+        (signal.SIGINT, 2, 130, "interrupted"),
+        (signal.SIGTERM, 1, 75, "terminated"),
+        (signal.SIGTERM, 2, 75, "terminated"),
+    ],
+)
+def test_ctrl_c_is_exit_130_and_sigterm_75_and_the_run_goes_on_with_resume(
+    experiment: Path, home: Path, tmp_path: Path, kind: signal.Signals, workers: int, code: int, word: str
+) -> None:
     from mlflow.tracking import MlflowClient
 
-    arguments = ["train.py", str(experiment), "name=stopped", "train.epochs=4000"]
+    name = f"{word}{workers}"
+    arguments = ["train.py", str(experiment), f"name={name}", "train.epochs=4000", f"scaling.workers={workers}"]
     with (tmp_path / "stderr").open("w") as stderr:
         process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=stderr)
-    wait_for(tmp_path / "stderr", "epoch   3/", process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    (folder,) = (home / "runs").glob("stopped-*")
+    try:
+        wait_for(tmp_path / "stderr", "epoch   3/", process)
+        below = descendants(process.pid)
+        process.send_signal(kind)
+        found = process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    said = (tmp_path / "stderr").read_text()
+    assert found == code, said
+    assert f"medray: {word}; a training goes on with: medray train --resume RUN" in said
+    assert "Traceback" not in said
+    (folder,) = (home / "runs").glob(f"{name}-*")
     mlflow = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     run_id = json.loads((folder / "run.json").read_text())["run_id"]
     assert mlflow.get_run(run_id).info.status == "KILLED"
+    wait_until_gone(below)
     text = (folder / "experiment.yaml").read_text()
     (folder / "experiment.yaml").write_text(text.replace("epochs: 4000", "epochs: 2"))
     assert job("train.py", "--resume", folder.name)["run_id"] == run_id
     assert mlflow.get_run(run_id).info.status == "FINISHED"
 
 
+def descendants(pid: int) -> dict[int, str]:
+    """Ids and command lines of the processes below one of ours."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    below, found = {pid}, {}
+    while below := {child for child, parent in parents.items() if parent in below}:
+        found |= {child: titles.get(child, "") for child in below}
+    return found
+
+
+def wait_until_gone(processes: dict[int, str], timeout_s: float = 30) -> None:
+    """Nothing of a command outlives it for long; a number that another process has by now counts as gone."""
+    deadline = time.monotonic() + timeout_s
+    while alive := {pid: title for pid, title in processes.items() if title and title_of(pid) == title}:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.2)
+
+
+def title_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_a_worker_that_is_killed_is_replaced_as_often_as_max_failures_says(
+    experiment: Path, home: Path, tmp_path: Path, failures: int
+) -> None:
+    """With 1 the run begins again where its last checkpoint was, and every epoch is once in MLflow."""
+    from mlflow.tracking import MlflowClient
+
+    name = f"killed{failures}"
+    settings = [f"name={name}", "train.epochs=20", "scaling.workers=2", f"scaling.max_failures={failures}"]
+    with (tmp_path / "stderr").open("w") as stderr, (tmp_path / "stdout").open("w") as stdout:
+        process = subprocess.Popen(command("train.py", str(experiment), *settings), stdout=stdout, stderr=stderr)
+    try:
+        wait_for(tmp_path / "stderr", "epoch   3/", process)
+        workers = [pid for pid, title in descendants(process.pid).items() if "RayTrainWorker" in title]
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGKILL)
+        code = process.wait(timeout=240)
+    finally:
+        process.kill()
+        process.wait()
+    said = (tmp_path / "stderr").read_text()
+    (folder,) = (home / "runs").glob(f"{name}-*")
+    run_id = json.loads((folder / "run.json").read_text())["run_id"]
+    mlflow = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    steps = [point.step for point in mlflow.get_metric_history(run_id, "val/auroc")]
+    assert "Traceback" not in said
+    if failures == 0:
+        assert (code, mlflow.get_run(run_id).info.status) == (1, "FAILED"), said
+        assert len(steps) < 20
+        return
+    assert (code, mlflow.get_run(run_id).info.status) == (0, "FINISHED"), said
+    assert steps == list(range(1, 21))
+    epochs = [json.loads(line)["epoch"] for line in (folder / "journal.jsonl").read_text().splitlines()]
+    assert len(epochs) > 20, "epochs after the last checkpoint were done again"
+    assert json.loads((tmp_path / "stdout").read_text().splitlines()[-1])["model"] == f"{name}/1"
+
+
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+def sessions() -> Iterator[Path]:
+    """Ray's temporary folder; its sockets' paths may have 107 characters, which pytest's own folders exceed."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def head(tmp_path: Path, sessions: Path) -> Iterator[dict[str, str]]:
     """A Ray head of our own, started in the checkout, with a token; ended by its own process ids."""
     token = tmp_path / "token"
     token.write_text("0" * 64)
@@ -195,13 +300,13 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         **os.environ,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:18265",
+        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8299",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    ports = ["--port=16379", "--dashboard-port=18265", "--ray-client-server-port=18001"]
+    ports = ["--port=6399", "--dashboard-port=8299", "--ray-client-server-port=8298"]
     options = ["--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
     process = subprocess.Popen(
-        ["ray", "start", *options, *ports, f"--temp-dir={tmp_path / 'ray'}"],
+        ["ray", "start", *options, *ports, f"--temp-dir={sessions}"],
         env=environment,
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
@@ -209,10 +314,8 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         start_new_session=True,
     )
     try:
-        for _ in range(120):
-            if submit(environment, "list").returncode == 0:
-                break
-            time.sleep(0.5)
+        while submit(environment, "list").returncode != 0:
+            assert process.poll() is None, "ray start failed"
         yield environment
     finally:
         process.terminate()
@@ -226,7 +329,7 @@ def submit(environment: dict[str, str], *arguments: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize("upload", [False, True], ids=["in the checkout", "--working-dir ."])
-def test_submitted_jobs(head: dict[str, str], experiment: Path, upload: bool, tmp_path: Path) -> None:
+def test_submitted_jobs(head: dict[str, str], experiment: Path, upload: bool, sessions: Path) -> None:
     """`ray job submit -- python jobs/train.py`, alone and with an upload that holds no data, store or run."""
     ballast = REPOSITORY / "data"
     made = not ballast.exists()
@@ -234,13 +337,13 @@ def test_submitted_jobs(head: dict[str, str], experiment: Path, upload: bool, tm
     (ballast / "patient.nii.gz").write_bytes(os.urandom(3 << 20))
     try:
         options = ["--working-dir", "."] if upload else []
-        script = "jobs/train.py" if upload else str(REPOSITORY / "jobs" / "train.py")
-        found = submit(head, "submit", *options, "--", "python", script, str(experiment), "name=submitted")
+        arguments = ["python", "jobs/train.py", str(experiment), "name=submitted"]
+        found = submit(head, "submit", *options, "--", *arguments)
         assert found.returncode == 0, found.stdout + found.stderr
         last = [line for line in found.stdout.splitlines() if line.startswith("{")][-1]
         assert json.loads(last)["model"].startswith("submitted/")
         if upload:
-            packages = list((tmp_path / "ray").glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*/"))
+            packages = list(sessions.glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*/"))
             names = {file.name for package in packages for file in package.rglob("*") if file.is_file()}
             assert "train.py" in names
             assert not {name for name in names if name.endswith((".gz", ".npy", ".db", ".safetensors", ".png"))}

@@ -84,10 +84,20 @@ def test_depth_is_the_number_of_layers(family: str, depths: tuple[int, ...]) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "depths"),
-    [("resnet", (10, 34, 152)), ("densenet", (121, 169, 201)), ("seresnet", (50, 101, 152))],
+    [
+        ("resnet", (10, 18, 34, 50, 101, 152)),
+        ("densenet", (121, 169, 201)),
+        ("seresnet", (50, 101, 152)),
+    ],
 )
 def test_depth_is_the_number_of_layers_3d(family: str, depths: tuple[int, ...]) -> None:
     assert [layers(shapes(SMALL_3D, family, depth=depth)) for depth in depths] == list(depths)
+
+
+@pytest.mark.parametrize("io", [IMAGENET, pytest.param(SMALL_3D, marks=pytest.mark.slow)])
+def test_densenet_264_has_the_blocks_of_the_paper(io: NetworkIO) -> None:
+    """Its table gives 6, 12, 64 and 48 pairs of convolutions, three transitions, a stem and a head: 265 layers."""
+    assert layers(shapes(io, "densenet", depth=264)) == 2 * (6 + 12 + 64 + 48) + 5
 
 
 @pytest.mark.parametrize(

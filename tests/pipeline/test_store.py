@@ -17,9 +17,12 @@ from medray.imaging.preprocess import preprocess
 from medray.imaging.reader import read
 from medray.imaging.writer import write_png
 from medray.pipeline import store as stores
+from medray.pipeline.loader import Share, train_batches
 from medray.pipeline.prepare import DataRefused, prepare
 from medray.pipeline.store import StoreError, build, on_this_node, open_store, store_key
 from medray.sections.data import PreprocessSection
+from medray.training.learner import Learner
+from medray.training.world import World
 from medray.types import InputError
 
 
@@ -92,6 +95,49 @@ def test_too_many_unreadable_images_refuse_the_run(tmp_path: Path) -> None:
     ) as e:
         prepare(tiny(folder), tmp_path / "stores")
     assert len(e.value.refused) == 3
+
+
+@pytest.mark.parametrize(("limit", "bad", "refused"), [(0.1, 3, False), (0.1, 4, False), (0.1, 5, True), (0, 1, True)])
+def test_max_bad_fraction_is_the_share_that_may_be_unreadable(
+    folder: Path, tmp_path: Path, limit: float, bad: int, refused: bool
+) -> None:
+    for index in range(bad):
+        (folder / "class0" / f"case{2 * index:03d}.png").write_bytes(b"no image")
+    experiment = tiny(folder, dataset={"name": "folder", "path": str(folder), "max_bad_fraction": limit})
+    if refused:
+        with pytest.raises(DataRefused, match=rf"{bad} of 40 cases .* more than dataset.max_bad_fraction={limit:g}"):
+            prepare(experiment, tmp_path / "stores")
+    else:
+        assert len(prepare(experiment, tmp_path / "stores").refused) == bad
+
+
+def test_named_columns_of_a_table_reach_split_and_weights(folder: Path, tmp_path: Path) -> None:
+    """Three images of each person stay together; each case weighs in its batch what its row says."""
+    images = sorted(folder.rglob("*.png"))[:36]
+    rows = [f"{image},{image.parent.name},p{index // 3},{1 + index}" for index, image in enumerate(images)]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,person,importance", *rows]))
+    columns = {"subject_column": "person", "weight_column": "importance"}
+    table = {"name": "table", "path": str(tmp_path / "table.csv")}
+    experiment = tiny(folder, dataset={**table, **columns})
+    prepared = prepare(experiment, tmp_path / "stores")
+    for name in ("train", "val", "test"):
+        people = [prepared.dataset.refs[row].subject for row in prepared.rows(name).tolist()]
+        assert {people.count(person) for person in people} == {3}
+    learner = Learner(experiment, prepared, World())
+    np.testing.assert_array_equal(learner.samples.weights, np.arange(1, 37))
+    batch = next(train_batches(learner.samples, learner.rows["train"], learner.sampling, 0, Share()))
+    np.testing.assert_allclose(batch.weight, (1 + batch.index) / (1 + batch.index).sum(), rtol=1e-6)
+
+
+def test_a_named_split_column_is_the_split(folder: Path, tmp_path: Path) -> None:
+    images = sorted(folder.rglob("*.png"))
+    parts = ["train", "train", "val", "test"]
+    rows = [f"{image},{image.parent.name},{parts[index % 4]}" for index, image in enumerate(images)]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,part", *rows]))
+    table = {"name": "table", "path": str(tmp_path / "table.csv"), "split_column": "part"}
+    prepared = prepare(tiny(folder, dataset=table, split={"method": "auto"}), tmp_path / "stores")
+    assert prepared.rows("val").tolist() == list(range(2, 40, 4))
+    assert prepared.rows("test").tolist() == list(range(3, 40, 4))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_folder, tiny
+from safetensors.torch import save_file
 from torch import distributed, multiprocessing
 
 from medray.config import ConfigError
@@ -139,6 +140,65 @@ def test_monitor_and_mode(image_folder: Path, stores: Path) -> None:
     assert one.sign == -1
     with pytest.raises(ConfigError, match=r"'val/dice' is not measured; did you mean 'val/ece'"):
         run(learner(image_folder, stores, train={"epochs": 1, "batch_size": 8, "monitor": "val/dice"}))
+
+
+@pytest.mark.parametrize(("mode", "best"), [(None, 2), ("max", 2), ("min", 3)])
+def test_mode_says_which_epoch_is_the_best(image_folder: Path, stores: Path, mode: str | None, best: int) -> None:
+    """Of a metric of which more is better, min keeps the epoch with the least."""
+    one = learner(image_folder, stores, train={"epochs": 4, "batch_size": 8, "monitor": "val/auroc", "mode": mode})
+    for epoch, value in enumerate((0.6, 0.9, 0.3, 0.5), 1):
+        with torch.no_grad():
+            one.head.fill_(epoch)
+        one.close_epoch({"val/auroc": value})
+    assert one.best_epoch == best
+    one.restore_best()
+    assert float(one.head.detach().mean()) == best
+
+
+def weights_without_head(one: Learner, file: Path) -> set[str]:
+    """Save what a network has but for its last layer; the names of what was saved."""
+    state = one.network.state_dict()
+    last = list(state)[-1].rpartition(".")[0]
+    backbone = {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(f"{last}.")}
+    save_file(backbone, file)
+    return set(backbone)
+
+
+def moved(one: Learner) -> set[str]:
+    """Names of the parameters that a training changes."""
+    before = {name: tensor.clone() for name, tensor in one.network.state_dict().items()}
+    run(one)
+    return {name for name, tensor in one.network.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+PLAIN = {"name": "plain", "widths": [8, 8], "norm": "none"}
+STEPS = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_frozen_layers_come_through_a_training_unchanged(
+    image_folder: Path, stores: Path, tmp_path: Path, freeze: bool
+) -> None:
+    donor = learner(image_folder, stores, seed=7)
+    backbone = weights_without_head(donor, tmp_path / "backbone.safetensors")
+    network = {**PLAIN, "weights": str(tmp_path / "backbone.safetensors"), "freeze": freeze}
+    one = learner(image_folder, stores, network=network, optimizer={**STEPS, "l1": 0.01})
+    found = one.network.state_dict()
+    assert all(torch.equal(found[name], donor.network.state_dict()[name]) for name in backbone)
+    head = set(found) - backbone
+    assert head
+    assert moved(one) == (head if freeze else head | backbone)
+
+
+@pytest.mark.parametrize(("factor", "all_move"), [(0.0, False), (0.1, True)])
+def test_backbone_factor_is_the_pace_of_loaded_layers(
+    image_folder: Path, stores: Path, tmp_path: Path, factor: float, all_move: bool
+) -> None:
+    backbone = weights_without_head(learner(image_folder, stores, seed=7), tmp_path / "backbone.safetensors")
+    network = {**PLAIN, "weights": str(tmp_path / "backbone.safetensors")}
+    one = learner(image_folder, stores, network=network, optimizer={**STEPS, "backbone_factor": factor})
+    head = set(one.network.state_dict()) - backbone
+    assert moved(one) == (head | backbone if all_move else head)
 
 
 def test_resume_from_a_checkpoint_ends_with_the_same_weights(image_folder: Path, stores: Path, tmp_path: Path) -> None:

@@ -48,12 +48,23 @@ def test_onecycle_is_torchs() -> None:
         ({"name": "inverse_time", "gamma": 0.3}, lambda e: 1 / (1 + 0.3 * e)),
         ({"name": "cosine", "floor": 0.1}, lambda e: 0.1 + 0.9 * (1 + math.cos(math.pi * e / EPOCHS)) / 2),
         ({"name": "polynomial", "power": 0.9}, lambda e: (1 - e / EPOCHS) ** 0.9),
+        ({"name": "polynomial", "power": 2, "floor": 0.3}, lambda e: max(0.3, (1 - e / EPOCHS) ** 2)),
         ({"name": "warm_restarts", "step_epochs": 5}, lambda e: (1 + math.cos(math.pi * (e % 5) / 5)) / 2),
+        (
+            {"name": "warm_restarts", "step_epochs": 5, "floor": 0.2},
+            lambda e: 0.2 + 0.8 * (1 + math.cos(math.pi * (e % 5) / 5)) / 2,
+        ),
     ],
 )
 def test_formulas(settings: dict[str, Any], formula: Any) -> None:
     for step, factor in enumerate(factors(**settings)):
         assert factor == pytest.approx(formula(step / STEPS), abs=1e-9)
+
+
+@pytest.mark.parametrize("rise", [0.1, 0.5, 0.9])
+def test_onecycle_rises_over_the_share_that_is_asked_for(rise: float) -> None:
+    found = factors(name="onecycle", rise=rise)
+    assert found.index(max(found)) == pytest.approx(rise * (len(found) - 1), abs=1)
 
 
 def test_growing_restarts() -> None:
@@ -79,7 +90,7 @@ NETWORK = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.
         ({"name": "sgd", "momentum": 0.0}, torch.optim.SGD),
         ({"name": "sgd", "momentum": 0.9, "nesterov": True}, torch.optim.SGD),
         ({"name": "adagrad"}, torch.optim.Adagrad),
-        ({"name": "rmsprop"}, torch.optim.RMSprop),
+        ({"name": "rmsprop", "momentum": 0.5}, torch.optim.RMSprop),
         ({"name": "adam"}, torch.optim.Adam),
         ({"name": "adamw", "betas": [0.8, 0.9]}, torch.optim.AdamW),
     ],

@@ -21,6 +21,7 @@ from medray.console import DATA, PARTIAL, Result, Terminated
 
 app = App(
     name="medray",
+    suppress_keyboard_interrupt=False,
     help="Deep learning on 2D and 3D medical images on Ray. Research use only, not a medical device.",
 )
 config_app = App(name="config", help="Look at experiments.")

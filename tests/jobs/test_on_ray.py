@@ -170,7 +170,7 @@ def test_the_service_answers_as_the_predictor_does(experiment: Path, tmp_path: P
     assert json.loads(out.splitlines()[-1])["model"] == "served/1"
 
 
-def wait_for(file: Path, text: str, process: subprocess.Popen[Any], timeout_s: float = 120) -> None:
+def wait_for(file: Path, text: str, process: subprocess.Popen[Any], timeout_s: float = 240) -> None:
     deadline = time.monotonic() + timeout_s
     while text not in file.read_text():
         assert process.poll() is None, file.read_text()

@@ -94,6 +94,20 @@ def _keep_connected(dashboard: bool, connected: Future[None]) -> None:
     threading.Event().wait()
 
 
+def aside(function: Callable[[], Result]) -> Result:
+    """`function()` in a thread of its own: in the main thread Ray would take Ctrl-C and SIGTERM for itself."""
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    return done.result()
+
+
 @dataclass(frozen=True, slots=True)
 class Allotment:
     """What one training takes: each worker has `cpus` (and as many threads) and, if `gpu`, one GPU."""

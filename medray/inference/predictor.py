@@ -10,10 +10,25 @@ import numpy as np
 import torch
 
 from medray.bundle import GOLDEN_TOLERANCE, BundleError, ModelBundle, load
+from medray.config import ConfigError
 from medray.imaging.limits import Limits
 from medray.imaging.preprocess import normalise, preprocess
 from medray.imaging.reader import read
 from medray.types import Array, Case, InputError, Prediction, Source
+
+
+def _usable(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: this machine, or this build of torch, has none.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError([f"device: '{name}' cannot be used here: {str(error).splitlines()[0]}; take cpu"]) from None
+    return device
 
 
 class Predictor:
@@ -26,7 +41,7 @@ class Predictor:
             BundleError: the bundle is altered, or its network does not answer as it did when it was made.
         """
         self.bundle: ModelBundle = load(folder)
-        self.device = torch.device(device)
+        self.device = _usable(device)
         self.limits = limits or Limits()
         self.task = self.bundle.task()
         self.network = self.bundle.network().to(self.device)

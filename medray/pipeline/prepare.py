@@ -120,7 +120,7 @@ def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) 
 
 def _check_refusals(store: Store, limit: float, count: int) -> None:
     """Refuse to train when too many cases are left out."""
-    if len(store.refused) > limit * count:
+    if len(store.refused) / count > limit:
         shown = "\n".join(f"  {refusal}" for refusal in store.refused[:10])
         more = f"\n  ... and {len(store.refused) - 10} more" if len(store.refused) > 10 else ""
         raise DataRefused(

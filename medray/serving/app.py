@@ -88,11 +88,11 @@ async def read_body(request: Request, limit_mb: float) -> bytes:
         RequestRefused: no length, too long, or no file in a multipart body.
     """
     length = request.headers.get("content-length", "")
-    if not length.isdigit():
+    if not (length.isascii() and length.isdigit()):
         raise RequestRefused(411, "length_required", "the request has no Content-Length", "send the length of the body")
     if int(length) > limit_mb * 2**20:
         raise RequestRefused(413, "too_large_upload", f"{int(length)} bytes, at most {limit_mb:g} MiB are taken")
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await request.body()
     async with request.form(max_files=1, max_fields=8) as form:
         file = form.get("file")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
+from medray import cluster
 from medray.cluster import Allotment
 from medray.config import Experiment
 from medray.pipeline.prepare import Prepared
@@ -58,28 +57,11 @@ def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: 
         ),
     )
     try:
-        result = _fit(trainer)
+        result = cluster.aside(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise TrainingFailed(_cause(error)) from error
     with result.checkpoint.as_directory() as place:
         return collect(Path(place))
-
-
-def _fit(trainer: TorchTrainer) -> Any:
-    """`trainer.fit()` in a thread of its own: in the main thread Ray would take Ctrl-C and SIGTERM for itself."""
-    done: Future[Any] = Future()
-
-    def fit() -> None:
-        try:
-            done.set_result(trainer.fit())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=fit, name="fit", daemon=True).start()
-    while not done.done():
-        # A wait without an end could not be interrupted.
-        wait([done], timeout=0.5)
-    return done.result()
 
 
 class JournalWriter(UserCallback):  # type: ignore[misc]

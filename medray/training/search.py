@@ -148,7 +148,7 @@ def _run_trials(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
-    return tuner.fit()
+    return cluster.aside(tuner.fit)
 
 
 def run_trial(config: dict[str, Any], experiment: Experiment, prepared: Prepared, allotment: cluster.Allotment) -> None:

@@ -114,7 +114,6 @@ def test_predict_answers_on_the_device_that_it_is_told(
     assert asked == ["cpu", "cpu:0"]
 
 
-@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="medray/inference/predictor.py: torch's own traceback")
 @pytest.mark.parametrize(
     "device",
     ["cuda:99", "gpu"],

@@ -61,16 +61,20 @@ def split(dataset: Dataset, cfg: SplitSection) -> SplitIndices:
     return _indices(parts["train"], parts["val"], parts.get("test", []), method)
 
 
-def as_csv(dataset: Dataset, indices: SplitIndices) -> str:
-    """The split as a table to keep with the run: case_id, subject_id, split, classes (joined by '|')."""
+def as_csv(dataset: Dataset, indices: SplitIndices, rename: Callable[[str], str]) -> str:
+    """The split as a table to keep with the run: case, subject, split, classes (joined by '|').
+
+    Ids appear as `rename` gives them; a subject that the dataset does not know stays empty.
+    """
     where = {row: name for name in get_args(Split) for row in getattr(indices, name)}
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["case_id", "subject_id", "split", "classes"])
+    table.writerow(["case", "subject", "split", "classes"])
     for row, ref in enumerate(dataset.refs):
         if row in where:
             classes = "|".join(dataset.classes[target] for target in ref.target)
-            table.writerow([ref.case_id, ref.subject_id, where[row], classes])
+            subject = rename(ref.subject_id) if ref.subject_id else ""
+            table.writerow([rename(ref.case_id), subject, where[row], classes])
     return text.getvalue()
 
 

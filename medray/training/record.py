@@ -20,6 +20,7 @@ from medray.config import PACKAGE, Experiment, to_yaml
 from medray.metrics.classification import macro_auroc
 from medray.metrics.intervals import bootstrap
 from medray.pipeline.prepare import Prepared
+from medray.pipeline.split import as_csv
 from medray.tracking import pseudonyms, registry
 from medray.tracking.registry import Standing
 from medray.tracking.run import RunRecord, flatten
@@ -128,7 +129,8 @@ def close_record(
     shared = folder / "shared"
     illustrate(shared / "figures", experiment, prepared, outcome, rename)
     (shared / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
-    _write_split(shared / "split.csv", prepared, rename)
+    table = as_csv(prepared.dataset, prepared.split, rename)
+    (shared / "split.csv").write_text(table, encoding="utf-8")
     _write_per_class(shared / "per_class.csv", experiment, prepared, outcome)
     _write_refused(shared / "refused.csv", prepared, rename)
     record.log_metrics({f"best/{name}" if "/" in name else name: v for name, v in outcome.metrics.items()})
@@ -191,17 +193,6 @@ def _measure_champion(record: RunRecord, name: str, new: Standing, prepared: Pre
         return 0.0, f"it refuses {len(refused)} of {len(rows)} validation cases ({refused[0]})"
     scores: Array = np.stack([answer.scores for answer in answers if not isinstance(answer, InputError)])
     return predictor.task.summarise(scores, prepared.targets[rows])[metric], ""
-
-
-def _write_split(file: Path, prepared: Prepared, rename: Callable[[str], str]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["case", "subject", "split", "classes"])
-        for split in ("train", "val", "test"):
-            for row in prepared.rows(split).tolist():
-                ref = prepared.dataset.refs[row]
-                names = "|".join(prepared.dataset.classes[index] for index in ref.target)
-                writer.writerow([rename(ref.case_id), rename(ref.subject), split, names])
 
 
 def _write_per_class(file: Path, experiment: Experiment, prepared: Prepared, outcome: Outcome) -> None:

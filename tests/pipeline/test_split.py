@@ -257,11 +257,11 @@ def test_label_maps_are_dealt_by_subject_alone() -> None:
 
 def test_csv_keeps_the_split() -> None:
     dataset = make([(0, 1), (), (1,), (0,)], ["a", "b", "", "d,e"], splits="rrvt", multilabel=True)
-    rows = list(csv.reader(io.StringIO(as_csv(dataset, split(dataset, SplitSection())))))
+    rows = list(csv.reader(io.StringIO(as_csv(dataset, split(dataset, SplitSection()), str.upper))))
     assert rows == [
-        ["case_id", "subject_id", "split", "classes"],
-        ["c0", "a", "train", "k0|k1"],
-        ["c1", "b", "train", ""],
-        ["c2", "", "val", "k1"],
-        ["c3", "d,e", "test", "k0"],
+        ["case", "subject", "split", "classes"],
+        ["C0", "A", "train", "k0|k1"],
+        ["C1", "B", "train", ""],
+        ["C2", "", "val", "k1"],
+        ["C3", "D,E", "test", "k0"],
     ]

@@ -9,12 +9,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from medray import console
-from medray.cluster import home
 from medray.config import DEFAULT_EXPERIMENT, ConfigError, load, plugins, to_yaml
 from medray.config import Experiment as ExperimentSchema
 from medray.console import DATA, PARTIAL, Result, Terminated
@@ -70,12 +69,30 @@ def train(*settings: Settings, resume: str | None = None) -> Result:
 
         outcome = Result(go_on(resume, began))
     outcome.exit_code = PARTIAL if outcome["refused"] else 0
-    sys.stderr.write(
-        "next:  medray predict IMAGE ...   what the newest champion says\n"
-        "       medray serve               the champion at http://127.0.0.1:8000\n"
-        f"       mlflow ui --backend-store-uri sqlite:///{home()}/mlflow.db   all runs (this one: {outcome['run']})\n"
-    )
+    sys.stderr.write(_next_commands(outcome))
     return outcome
+
+
+def _next_commands(outcome: dict[str, Any]) -> str:
+    """What one does after a training, with the model that is there: the champion, a version, or only a bundle."""
+    from medray.tracking.run import tracking_uri
+
+    uri = outcome["tracking_uri"]
+    there = "" if uri == tracking_uri(None) else f" --tracking {uri}"
+    if outcome["champion"]:
+        using = [f"medray predict IMAGE ...{there}   what the newest champion says"]
+        using += [
+            f"medray serve{there.replace(' --tracking ', ' tracking.uri=')}   the champion at http://127.0.0.1:8000"
+        ]
+    elif outcome["model"]:
+        model = outcome["model"].replace("/", "@")
+        using = [f"medray predict IMAGE ... --model {model}{there}   what this model says"]
+        using += [f"medray promote {model} --reason WHY{there}   makes it the champion"]
+    else:
+        using = [f"medray predict IMAGE ... --bundle {outcome['bundle']}   what this model says"]
+    runs = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
+    using += [f"{runs}   all runs (this one: {outcome['run']})"]
+    return "next:  " + "       ".join(f"{line}\n" for line in using)
 
 
 @app.command

@@ -91,6 +91,7 @@ def test_override_of_an_experiment_is_checked(image_folder: Path) -> None:
         ("split={val: 0.6, test: 0.5}", "nothing would be left"),
         ("split={method: kfold, folds: 3, fold: 3}", "fold 3 does not exist"),
         ("preprocess.intensity={method: window, low: 5, high: 5}", "below high"),
+        ("preprocess={dtype: float16, intensity: {method: range, low: 0, high: 1e5}}", "use float32"),
         ("preprocess.intensity={method: window}", "needs low and high"),
         ("optimizer={name: adam, nesterov: true}", "nesterov needs name: sgd"),
         ("serve={target_ongoing_requests: 9, max_ongoing_requests: 8}", "never scale up"),

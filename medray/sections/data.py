@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from medray.sections.base import Count, Positive, Section
 
 
+FLOAT16_MAX = 65504.0
+
+
 class SplitSection(Section):
     """How cases are dealt to train, val and test: always by subject, never torn."""
 
@@ -90,3 +93,10 @@ class PreprocessSection(Section):
     """To `size`: stretch each axis, scale keeping proportions and pad, or cut and pad without scaling."""
     dtype: Literal["float32", "float16"] = "float32"
     """How the store keeps images whose preprocessing is not lossless for integers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PreprocessSection:
+        greatest = max(map(abs, self.intensity.bounds))
+        if self.dtype == "float16" and self.intensity.method == "range" and greatest > FLOAT16_MAX:
+            raise ValueError(f"float16 holds values up to {FLOAT16_MAX:g}, the range goes to {greatest:g}: use float32")
+        return self

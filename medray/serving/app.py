@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from ray import serve
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from medray.inference.predictor import Predictor
 from medray.sections.service import ServeSection
@@ -26,6 +27,9 @@ STATUS = {
     "too_many_voxels": 413,
 }
 """HTTP status of an InputError's code; what can be decoded but is wrong is 422."""
+
+
+FORM_HINT = "curl -F file=@image.png"
 
 
 class RequestRefused(Exception):
@@ -85,7 +89,7 @@ async def read_body(request: Request, limit_mb: float) -> bytes:
     """The image's bytes, refused by their announced size before any is read.
 
     Raises:
-        RequestRefused: no length, too long, or no file in a multipart body.
+        RequestRefused: no length, too long, a broken multipart body, or none or several files in it.
     """
     length = request.headers.get("content-length", "")
     if not (length.isascii() and length.isdigit()):
@@ -94,11 +98,14 @@ async def read_body(request: Request, limit_mb: float) -> bytes:
         raise RequestRefused(413, "too_large_upload", f"{int(length)} bytes, at most {limit_mb:g} MiB are taken")
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await request.body()
-    async with request.form(max_files=1, max_fields=8) as form:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise RequestRefused(400, "no_file", "the form has no file in its field 'file'", "curl -F file=@image.png")
-        return await file.read()
+    try:
+        async with request.form(max_files=1, max_fields=8) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise RequestRefused(400, "no_file", "the form has no file in its field 'file'", FORM_HINT)
+            return await file.read()
+    except HTTPException as error:
+        raise RequestRefused(400, "bad_form", f"the form cannot be read: {error.detail}", FORM_HINT) from None
 
 
 def as_json(answer: Prediction, model: str, seconds: float) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def _check_same_data(file: Path, prepared: Prepared) -> None:
 
 def _close(live: LiveRecord, experiment: Experiment, folder: Path, prepared: Prepared, outcome: Any) -> dict[str, Any]:
     """Bundle, figures, registry; what the job prints last."""
+    from medray.tracking.run import tracking_uri
     from medray.training.record import close_record, describe, save_bundle
 
     shutil.rmtree(folder / "bundle", ignore_errors=True)
@@ -150,6 +151,7 @@ def _close(live: LiveRecord, experiment: Experiment, folder: Path, prepared: Pre
     result = {
         "run": folder.name,
         "run_id": live.opened().run_id,
+        "tracking_uri": tracking_uri(experiment.tracking.uri),
         "metrics": describe(outcome),
         "intervals": bundle.card["intervals"],
         "bundle": str(bundle.folder),

@@ -19,6 +19,7 @@ from medray import cli
 from medray.config import to_yaml
 from medray.console import answer
 from medray.imaging.writer import write_png
+from medray.tracking.run import tracking_uri
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -121,6 +122,33 @@ def test_too_much_bad_data_is_exit_3(tmp_path: Path, experiment: str, capsys: py
     said = capsys.readouterr().err
     assert "class0/case000" in said.replace("\\", "/")
     assert "max_bad_fraction" in said
+
+
+@pytest.mark.parametrize(
+    ("champion", "model", "uri", "says"),
+    [
+        (
+            True,
+            "chest/3",
+            None,
+            ["medray predict IMAGE ...   ", "medray serve   ", "ui --backend-store-uri sqlite:"],
+        ),
+        (False, "chest/3", None, ["--model chest@3   ", "medray promote chest@3 --reason WHY   "]),
+        (False, None, None, ["--bundle /runs/b   "]),
+        (
+            True,
+            "chest/3",
+            "http://m:5000",
+            ["predict IMAGE ... --tracking http://m:5000", "serve tracking.uri=http://m:5000"],
+        ),
+    ],
+)
+def test_the_next_commands_fit_what_the_training_left(
+    champion: bool, model: str | None, uri: str | None, says: list[str]
+) -> None:
+    outcome = {"champion": champion, "model": model, "bundle": "/runs/b", "run": "r", "tracking_uri": tracking_uri(uri)}
+    said = cli._next_commands(outcome)
+    assert all(words in said for words in says), said
 
 
 def test_train_predict_promote_resume(

@@ -112,6 +112,25 @@ def test_the_body_and_the_form_hand_on_the_same_bytes(app: ModuleType) -> None:
     assert heard == [b"pixels", b"pixels"]
 
 
+def two_files() -> dict[str, Any]:
+    sent = form("file", b"pixels")
+    first = sent["body"].removesuffix(b"--line--\r\n")
+    return {**sent, "body": first + sent["body"]}
+
+
+@pytest.mark.parametrize(
+    ("sent", "word"),
+    [(two_files(), "Too many files"), ({"body": b"pixels", "content_type": "multipart/form-data"}, "boundary")],
+)
+def test_a_form_that_cannot_be_read_is_a_problem_too(app: ModuleType, sent: dict[str, Any], word: str) -> None:
+    """As in a running service, where starlette answers for itself if nobody catches its exception."""
+    request_in_app = request(**sent)
+    request_in_app.scope["app"] = None
+    status, answer = ask(app, ServeSection(), lambda _: ANSWER, request_in_app)
+    assert (status, answer["code"]) == (400, "bad_form")
+    assert word in answer["detail"]
+
+
 @pytest.mark.parametrize("length", ["", "-1", "ten", "1.5"])
 def test_a_request_without_a_length_is_411_and_not_read(app: ModuleType, length: str) -> None:
     sent = request(b"pixels", length)

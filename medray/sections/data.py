@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from medray.sections.base import Count, Positive, Section
 
-
 FLOAT16_MAX = 65504.0
 
 

@@ -17,9 +17,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from medray.config import ConfigError, load_plugin
 from medray.sections.base import NetworkSection
-from medray.types import NetworkIO
+from medray.types import InputError, NetworkIO
 
 BUNDLE_WEIGHTS = "weights.safetensors"
+BUNDLE_HINT = "give a .safetensors file or a bundle"
+CONVERT_HINT = "convert it with safetensors.torch.save_file(state_dict, path)"
+PICKLES = (b"PK", b"\x80", b"\x1f\x8b")
+"""How files of torch.save (a ZIP), of pickle, and their gzip begin."""
 SHOWN = 5
 
 
@@ -151,15 +155,30 @@ def _load(network: nn.Module, path: Path) -> Built:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of the one in a bundle."""
+    """The tensors of a .safetensors file, or of the one in a bundle.
+
+    Raises InputError: unsafe_model (a pickle in any wrapping, or an MLflow model: loading it would run its code),
+    corrupt_model.
+    """
     file = path / BUNDLE_WEIGHTS if path.is_dir() else path
+    if (path / "MLmodel").is_file() and not file.is_file():
+        raise InputError(
+            "unsafe_model", "network.weights is an MLflow model, which names code of its own to run", BUNDLE_HINT
+        )
     if not file.is_file():
-        raise ConfigError([f"network.weights: '{file}' does not exist; give a .safetensors file or a bundle"])
+        raise ConfigError([f"network.weights: '{file}' does not exist; {BUNDLE_HINT}"])
     try:
         tensors: dict[str, torch.Tensor] = load_file(file)
     except SafetensorError as error:
-        hint = "convert it with safetensors.torch.save_file(state_dict, path)"
-        raise ConfigError([f"network.weights: '{file}' is not a safetensors file ({error}); {hint}"]) from None
+        with file.open("rb") as stream:
+            head = stream.read(2)
+        if head.startswith(PICKLES):
+            raise InputError(
+                "unsafe_model", "network.weights is a pickle, which runs code when it is loaded", CONVERT_HINT
+            ) from None
+        raise InputError(
+            "corrupt_model", f"network.weights is not a safetensors file ({error})", CONVERT_HINT
+        ) from None
     return tensors
 
 

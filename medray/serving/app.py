@@ -11,9 +11,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from python_multipart.multipart import parse_options_header
 from ray import serve
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 
 from medray.inference.predictor import Predictor
 from medray.sections.service import ServeSection
@@ -98,14 +100,25 @@ async def read_body(request: Request, limit_mb: float) -> bytes:
         raise RequestRefused(413, "too_large_upload", f"{int(length)} bytes, at most {limit_mb:g} MiB are taken")
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await request.body()
+    return await _file_of_form(request)
+
+
+async def _file_of_form(request: Request) -> bytes:
+    """The one file of a multipart form that is whole: starlette takes a form that was cut for one without a file."""
+    _, options = parse_options_header(request.headers["content-type"])
+    if not (await request.body()).rstrip().endswith(b"--" + options.get(b"boundary", b"--") + b"--"):
+        raise RequestRefused(400, "bad_multipart", "the form does not end with its boundary", FORM_HINT)
     try:
         async with request.form(max_files=1, max_fields=8) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestRefused(400, "no_file", "the form has no file in its field 'file'", FORM_HINT)
             return await file.read()
-    except HTTPException as error:
-        raise RequestRefused(400, "bad_form", f"the form cannot be read: {error.detail}", FORM_HINT) from None
+    except (HTTPException, MultiPartException) as error:
+        detail = error.detail if isinstance(error, HTTPException) else error.message
+        if "Too many" in detail:
+            raise RequestRefused(413, "too_many_parts", "more than one file or 8 fields", FORM_HINT) from None
+        raise RequestRefused(400, "bad_multipart", "the form cannot be read", FORM_HINT) from None
 
 
 def as_json(answer: Prediction, model: str, seconds: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from medray.config import ConfigError, load_plugin
 from medray.networks.build import Built, build, parameter_groups, train_mode
 from medray.sections.base import NetworkSection
-from medray.types import NetworkIO
+from medray.types import InputError, NetworkIO
 
 IO = NetworkIO(1, (8, 8), 2)
 
@@ -104,8 +104,15 @@ def test_weights_that_cannot_be_used_are_refused(file: Path, tmp_path: Path) -> 
         build(plain(weights=tmp_path), IO, seed=0)
     pickled = tmp_path / "weights.pt"
     torch.save({"0.weight": torch.zeros(1)}, pickled)
-    with pytest.raises(ConfigError, match=r"is not a safetensors file .*save_file"):
+    with pytest.raises(InputError, match=r"unsafe_model: network.weights is a pickle.*save_file"):
         build(plain(weights=pickled), IO, seed=0)
+    (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"corrupt_model: network.weights is not a safetensors file"):
+        build(plain(weights=tmp_path / "cut.safetensors"), IO, seed=0)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "MLmodel").write_text("flavors: {}")
+    with pytest.raises(InputError, match="unsafe_model: network.weights is an MLflow model"):
+        build(plain(weights=tmp_path / "model"), IO, seed=0)
     with pytest.raises(ConfigError, match=r"nothing .* fits .*0\.weight: file \(4, 1, 3, 3\).* more"):
         build(plain(weights=file, widths=(5, 7)), IO, seed=0)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import runpy
+import time
 import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,9 +16,11 @@ import pytest
 from pydantic.warnings import PydanticDeprecatedSince20
 from starlette.requests import Request
 
+from medray.imaging.reader import read as read_image
 from medray.sections.service import ServeSection
 from medray.types import InputError, Prediction
 
+BAD_INPUTS = Path(__file__).parents[3] / "shared" / "bad_inputs" / "make_bad_inputs.py"
 ANSWER = Prediction("case", ("ill", "well"), np.array([0.25, 0.75], np.float32), ("well",), ("8 bits",))
 
 
@@ -119,16 +123,41 @@ def two_files() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("sent", "word"),
-    [(two_files(), "Too many files"), ({"body": b"pixels", "content_type": "multipart/form-data"}, "boundary")],
+    ("sent", "expected"),
+    [
+        (two_files(), (413, "too_many_parts")),
+        ({**two_files(), "content_type": "multipart/form-data"}, (400, "bad_multipart")),
+    ],
 )
-def test_a_form_that_cannot_be_read_is_a_problem_too(app: ModuleType, sent: dict[str, Any], word: str) -> None:
-    """As in a running service, where starlette answers for itself if nobody catches its exception."""
-    request_in_app = request(**sent)
-    request_in_app.scope["app"] = None
-    status, answer = ask(app, ServeSection(), lambda _: ANSWER, request_in_app)
-    assert (status, answer["code"]) == (400, "bad_form")
-    assert word in answer["detail"]
+@pytest.mark.parametrize("in_app", [True, False])
+def test_a_form_that_cannot_be_read_is_a_problem_too(
+    app: ModuleType, sent: dict[str, Any], expected: tuple[int, str], in_app: bool
+) -> None:
+    """In a running service too, where starlette answers for itself if nobody catches its exception."""
+    asked = request(**sent)
+    if in_app:
+        asked.scope["app"] = None
+    status, answer = ask(app, ServeSection(), lambda _: ANSWER, asked)
+    assert (status, answer["code"]) == expected
+
+
+def test_the_hostile_forms_beside_the_checkout_have_their_answers(app: ModuleType, tmp_path: Path) -> None:
+    if not BAD_INPUTS.exists():
+        pytest.skip("no ../shared/bad_inputs beside this checkout")
+    manifest = runpy.run_path(str(BAD_INPUTS))["make"](tmp_path, only={"http"})
+
+    def predict(body: bytes) -> Prediction:
+        read_image(body)
+        return ANSWER
+
+    for entry in manifest["cases"]:
+        file = tmp_path / entry["path"]
+        kind = json.loads(Path(f"{file}.headers.json").read_text())["Content-Type"]
+        started = time.monotonic()
+        status, answer = ask(app, ServeSection(), predict, request(file.read_bytes(), content_type=kind))
+        assert (status, answer["code"]) == (entry["serve"]["status"], entry["serve"]["code"]), entry["id"]
+        assert time.monotonic() - started < 1
+        assert "<script>" not in json.dumps(answer)
 
 
 @pytest.mark.parametrize("length", ["", "-1", "ten", "1.5"])

@@ -162,23 +162,19 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     """
     file = path / BUNDLE_WEIGHTS if path.is_dir() else path
     if (path / "MLmodel").is_file() and not file.is_file():
-        raise InputError(
-            "unsafe_model", "network.weights is an MLflow model, which names code of its own to run", BUNDLE_HINT
-        )
+        raise InputError("unsafe_model", "network.weights is an MLflow model, which may run its own code", BUNDLE_HINT)
     if not file.is_file():
         raise ConfigError([f"network.weights: '{file}' does not exist; {BUNDLE_HINT}"])
     try:
         tensors: dict[str, torch.Tensor] = load_file(file)
     except SafetensorError as error:
         with file.open("rb") as stream:
-            head = stream.read(2)
-        if head.startswith(PICKLES):
-            raise InputError(
-                "unsafe_model", "network.weights is a pickle, which runs code when it is loaded", CONVERT_HINT
-            ) from None
-        raise InputError(
-            "corrupt_model", f"network.weights is not a safetensors file ({error})", CONVERT_HINT
-        ) from None
+            pickled = stream.read(2).startswith(PICKLES)
+        if pickled:
+            fact = "network.weights is a pickle, which runs code when it is loaded"
+            raise InputError("unsafe_model", fact, CONVERT_HINT) from None
+        fact = f"network.weights is not a safetensors file ({error})"
+        raise InputError("corrupt_model", fact, CONVERT_HINT) from None
     return tensors
 
 

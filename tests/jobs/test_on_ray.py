@@ -201,6 +201,8 @@ def test_ctrl_c_is_exit_130_and_sigterm_75_and_the_run_goes_on_with_resume(
 ) -> None:
     from mlflow.tracking import MlflowClient
 
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and the command would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     name = f"{word}{workers}"
     arguments = ["train.py", str(experiment), f"name={name}", "train.epochs=4000", f"scaling.workers={workers}"]
     with (tmp_path / "stderr").open("w") as stderr:

@@ -191,6 +191,11 @@ def _override(config: Any, overrides: Iterable[str]) -> dict[str, Any]:
 def _set_all(config: Any, values: Mapping[str, Any]) -> list[str]:
     """Set dotted keys; a mapping replaces a mapping, and another plug-in the settings of the one before."""
     mistakes = []
+    for section in PLUGIN_FOLDERS:
+        if isinstance(config.get(section), str):
+            config[section] = {"name": config[section]}
+    # A bare name is the short form of a plug-in without settings.
+    values = {f"{k}.name" if k in PLUGIN_FOLDERS and isinstance(v, str) else k: v for k, v in values.items()}
     # Names first: they may clear a section whose other settings are given beside them.
     for key in sorted(values, key=lambda key: not key.endswith(".name")):
         section = key.removesuffix(".name")

@@ -46,8 +46,18 @@ class ArrayRef:
     index: int
 
 
-Source = Path | ArrayRef | bytes
-"""Where the bytes of one image are: a file, a row of an array file, or the bytes themselves."""
+@dataclass(frozen=True, slots=True)
+class SeriesRef:
+    """One DICOM series: its files, in any order, and which of its volumes (time points or cine frames)."""
+
+    files: tuple[Path, ...]
+    time: int | None = None
+    """From 0; None where there is only one, and refused (`time_series`) where there are more."""
+
+
+Source = Path | ArrayRef | SeriesRef | bytes
+"""Where the bytes of one image are: a file, a folder that is one DICOM series, a row of an array file, named
+files of a series, or the bytes themselves (a zip of a series too)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,11 +90,23 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Box:
+    """An object in an image: its class, and its box from face to face (index i covers [i - 1/2, i + 1/2])."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    target: int
+    """Index into Dataset.classes."""
+    ignore: bool = False
+    """Neither an object nor background: 'difficult' in VOC, 'iscrowd' in COCO."""
+
+
+@dataclass(frozen=True, slots=True)
 class CaseRef:
     """What a dataset knows of a case before its pixels are read."""
 
     case_id: str
-    source: Path | ArrayRef
+    source: Path | ArrayRef | SeriesRef
     target: tuple[int, ...] = ()
     """Indices into Dataset.classes: one for exclusive classes, any number for multi-label."""
     subject_id: str = ""
@@ -93,7 +115,9 @@ class CaseRef:
     """The split that the dataset prescribes, if it does."""
     weight: float = 1.0
     label_map: Path | None = None
-    """A segmentation of the image, where the dataset has one."""
+    """A segmentation of the image, where the dataset has one: a file, DICOM SEG or RTSTRUCT too."""
+    boxes: tuple[Box, ...] = ()
+    """Objects in the image, where the dataset has them."""
 
     @property
     def subject(self) -> str:
@@ -110,6 +134,16 @@ class Dataset:
     multilabel: bool = False
     notes: tuple[str, ...] = ()
     """What a person should know of how the layout was read, one line each."""
+    label_values: tuple[int, ...] = ()
+    """What a label map holds for each class, in their order; empty: 0, 1, ..."""
+    ignored_value: int | None = None
+    """What a label map holds where nobody labelled, if it may."""
+
+    @property
+    def legal_values(self) -> tuple[int, ...]:
+        """What a label map may hold; empty where no classes are named: then anything."""
+        named = self.label_values or tuple(range(len(self.classes)))
+        return named if self.ignored_value is None else (*named, self.ignored_value)
 
 
 @dataclass(frozen=True, slots=True)

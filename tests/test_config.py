@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import tiny
 
 from medray.config import EXPERIMENTS, ConfigError, Experiment, load, override, parse, plugins, to_yaml
@@ -51,6 +52,14 @@ def test_overrides_take_lists_nulls_and_nested_maps() -> None:
 
 def test_naming_another_plugin_drops_the_old_ones_settings() -> None:
     assert load(None, ["network.name=plain"]).network.name == "plain"
+
+
+def test_a_bare_name_is_a_plugin_without_settings(tmp_path: Path, image_folder: Path) -> None:
+    given = load(None, ["dataset=auto", f"dataset.path={image_folder}"])
+    assert given.dataset.name == "auto"
+    file = tmp_path / "short.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(to_yaml(given)), "dataset": "auto"}))
+    assert load(file, [f"dataset.path={image_folder}"]).dataset == given.dataset
 
 
 def test_a_mapping_replaces_a_mapping() -> None:

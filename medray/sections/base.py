@@ -35,6 +35,9 @@ class DatasetSection(Plugin):
 
     max_bad_fraction: Fraction = 0.01
     """Unreadable cases are listed and left out up to this share; beyond it the run refuses to start."""
+    manifest: AbsolutePath | None = None
+    """The sha256 of each file as `sha256sum` writes them, paths relative to the manifest's folder: verified before
+    the store is built, and a changed, missing or unlisted file is named."""
 
 
 class NetworkSection(Plugin):

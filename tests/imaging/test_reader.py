@@ -77,11 +77,8 @@ def test_what_is_no_readable_file_is_refused_without_its_path(tmp_path: Path) ->
     [
         (b"GIF89a", "GIF"),
         (b"II*\0", "TIFF"),
-        (b"PK\3\4", "ZIP"),
-        (b"NRRD0004", "NRRD"),
         (b"ObjectType = Image", "Meta"),
         (b"  <svg xmlns=''>", "SVG"),
-        (b"\0" * 128 + b"DICM", "DICOM"),
         (b"hello", "no known type"),
     ],
 )

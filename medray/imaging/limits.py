@@ -80,10 +80,12 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+WRAPPED = (0x4000, 0xC000)
+"""The middle half of what 16 bits hold, which signed values of an image do not reach when they are read as unsigned."""
 
 
 def check_values(image: Array) -> tuple[str, ...]:
-    """The warnings that the values of `image` deserve: constant_image, or none.
+    """The warnings that the values of `image` deserve: constant_image, implausible_intensity (see `_is_wrapped`).
 
     Raises non_finite_voxels where any is NaN or infinite.
     """
@@ -97,4 +99,13 @@ def check_values(image: Array) -> tuple[str, ...]:
             f"{count} of {image.size} voxels are NaN or infinite in float32",
             "replace them by a number that means background before the file is used",
         )
-    return ("constant_image",) if low == high else ()
+    if low == high:
+        return ("constant_image",)
+    wrapped = image.dtype == np.uint16 and low < WRAPPED[0] and high >= WRAPPED[1] and _is_wrapped(image)
+    return ("implausible_intensity",) if wrapped else ()
+
+
+def _is_wrapped(image: Array) -> bool:
+    """Whether uint16 values were negative: some near the top, none in the middle half, and not a mask's one value."""
+    top = image >= WRAPPED[1]
+    return not ((image >= WRAPPED[0]) & ~top).any() and bool((image[top] != np.iinfo(image.dtype).max).any())

@@ -38,11 +38,11 @@ def read(content: bytes, case_id: str, limits: Limits) -> Case:
     packed = content.startswith(b"\x1f\x8b")
     stream: IO[bytes] = igzip.IGzipFile(fileobj=BytesIO(content), mode="rb") if packed else BytesIO(content)
     try:
-        header = _read_header(stream)
+        header = read_header(stream)
         shape, stored = _grid(header, limits)
         affine, warnings = _affine(header, shape)
         start = _voxel_offset(header, None if packed else len(content))
-        extensions = _exactly(stream, start - header.sizeof_hdr)
+        extensions = exactly(stream, start - header.sizeof_hdr)
         raw = np.empty(math.prod(shape) * stored.itemsize, np.uint8)
         _fill(stream, raw.data)
         _expect_end(stream)
@@ -60,13 +60,14 @@ def read(content: bytes, case_id: str, limits: Limits) -> Case:
     return Case(case_id=case_id, image=image, affine=affine, unit="mm", warnings=warnings)
 
 
-def _read_header(stream: IO[bytes]) -> Any:
+def read_header(stream: IO[bytes]) -> Any:
+    """nibabel's header of the NIfTI file that `stream` begins with; raises truncated, unsupported_type, bad_header."""
     head = stream.read(348)
     if head[344:348] == b"n+1\0":
         family, size = nibabel.Nifti1Header, 348
     elif head[4:12] == b"n+2\0\r\n\x1a\n":
         family, size = nibabel.Nifti2Header, 540
-        head += _exactly(stream, size - len(head))
+        head += exactly(stream, size - len(head))
     elif len(head) < 348 and 348 in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")):
         raise InputError("truncated", f"the header has {len(head)} of 348 bytes")
     else:
@@ -106,7 +107,8 @@ def _voxel_offset(header: Any, file_bytes: int | None) -> int:
     return int(offset)
 
 
-def _exactly(stream: IO[bytes], size: int) -> bytes:
+def exactly(stream: IO[bytes], size: int) -> bytes:
+    """`size` bytes; raises truncated where there are fewer."""
     content = stream.read(size)
     if len(content) < size:
         raise InputError("truncated", "the file ends before its voxels begin")
@@ -134,7 +136,10 @@ def _expect_end(stream: IO[bytes]) -> None:
 
 def _affine(header: Any, shape: tuple[int, ...]) -> tuple[Array, tuple[str, ...]]:
     """The affine (4, 4) in mm; where sform and qform both speak they must agree to within a voxel."""
-    named = [name for name in ("sform", "qform") if int(header[f"{name}_code"]) > 0]
+    codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform")}
+    if min(codes.values()) < 0:
+        raise InputError("bad_header", f"sform_code and qform_code are {[*codes.values()]}, which cannot be negative")
+    named = [name for name, code in codes.items() if code > 0]
     if not named:
         raise InputError("missing_affine", "sform_code and qform_code are both 0", "write the orientation to the file")
     affines = [_checked(_one_affine(header, name), name) for name in named]

@@ -1,4 +1,4 @@
-"""PNG and JPEG, by Pillow's two decoders alone, behind checks of all that Pillow lets pass or does silently."""
+"""PNG by Pillow and JPEG by libjpeg-turbo, behind checks of all that the decoders let pass or do silently."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from simplejpeg import decode_jpeg
 
 from medray.imaging.limits import Limits, check_values
 from medray.imaging.segments import HARMLESS_TAGS, ORIENTATION, PNG_MAGIC, exif_tags, jpeg_pixels, png_pixels
@@ -26,14 +27,13 @@ def read(content: bytes, case_id: str, limits: Limits) -> Case:
     png = content.startswith(PNG_MAGIC)
     clean, exif = png_pixels(content, limits) if png else jpeg_pixels(content, limits)
     try:
-        # The classes, not Image.open: it has a pixel limit of its own, which warns below ours and is process-wide.
-        with (PngImageFile if png else JpegImageFile)(BytesIO(clean)) as picture:
-            image = _pixels(picture, depth=content[24] if png else 8)
+        image = _png(clean, depth=content[24]) if png else _jpeg(clean)
     except (InputError, MemoryError):
         raise
     except Exception as error:
         # What a decoder raises on damaged data is a dozen types and no promise; all of them mean the data.
-        code, fact = ("truncated", "ends too early") if "truncated" in str(error) else ("corrupt", "is damaged")
+        early = "truncated" in str(error) or "remature end" in str(error)
+        code, fact = ("truncated", "ends too early") if early else ("corrupt", "is damaged")
         raise InputError(code, f"the compressed image {fact}", "copy or export the file again") from error
     tags = exif_tags(exif)
     warnings = () if tags.keys() <= HARMLESS_TAGS else ("phi_in_header",)
@@ -41,21 +41,41 @@ def read(content: bytes, case_id: str, limits: Limits) -> Case:
     return Case(case_id=case_id, image=image, affine=np.eye(4), warnings=check_values(image) + warnings)
 
 
-def _pixels(picture: ImageFile, depth: int) -> Array:
+def _png(content: bytes, depth: int) -> Array:
     """(C, row, column), before orientation; `depth` is the stored number of bits per sample."""
-    picture.load()
-    key = picture.info.get("transparency")
-    if picture.mode == "P":
-        mode = "RGB" if key is None else "RGBA"
-        stored = np.array(picture.convert(mode))
-    elif picture.mode in ("1", "L", "I;16", "LA", "RGB", "RGBA"):
+    # The class, not Image.open: it has a pixel limit of its own, which warns below ours and is process-wide.
+    with PngImageFile(BytesIO(content)) as picture:
+        picture.load()
+        key = picture.info.get("transparency")
+        if picture.mode == "P":
+            return _channels(np.array(picture.convert("RGB" if key is None else "RGBA")))
+        _refuse_modes_but(picture, ("1", "L", "I;16", "LA", "RGB", "RGBA"))
         stored = np.array(picture.convert("L") if picture.mode == "1" else picture)
-        if key is not None:
-            # Pillow widens 2- and 4-bit grey to 0..255, but not the level that stands for transparent.
-            key = np.asarray(key) * (255 // (2**depth - 1) if depth in (2, 4) else 1)
-            _refuse_transparent((stored == key).reshape(*stored.shape[:2], -1).all(axis=-1))
-    else:
+    if key is not None:
+        # Pillow widens 2- and 4-bit grey to 0..255, but not the level that stands for transparent.
+        key = np.asarray(key) * (255 // (2**depth - 1) if depth in (2, 4) else 1)
+        _refuse_transparent((stored == key).reshape(*stored.shape[:2], -1).all(axis=-1))
+    return _channels(stored)
+
+
+def _jpeg(content: bytes) -> Array:
+    """(C, row, column), before orientation.
+
+    Pillow uses the same library and gives the same pixels, but keeps its warnings of damaged data to itself.
+    """
+    with JpegImageFile(BytesIO(content)) as picture:
+        _refuse_modes_but(picture, ("L", "RGB"))
+        colours = "GRAY" if picture.mode == "L" else "RGB"
+    return _channels(decode_jpeg(content, colours, strict=True))
+
+
+def _refuse_modes_but(picture: ImageFile, modes: tuple[str, ...]) -> None:
+    if picture.mode not in modes:
         raise InputError("unsupported_colour", f"the image is stored as {picture.mode}", "save it as grey or RGB")
+
+
+def _channels(stored: Array) -> Array:
+    """(row, column[, channel]) to (C, row, column): opaque, and grey as one channel."""
     if stored.ndim == 2:
         return stored[None]
     if stored.shape[-1] in (2, 4):

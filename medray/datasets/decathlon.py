@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from medray.config import nearest
-from medray.datasets.files import is_image, is_junk, require_file, require_files, some, stem, subject_notes
+from medray.datasets.files import inside, is_image, is_junk, read_json, require_file, require_files, some, stem
+from medray.datasets.subjects import subject_notes
 from medray.sections.base import AbsolutePath, DatasetSection
 from medray.types import CaseRef, Dataset, InputError, Split
 
 EXPECTS = "a folder with dataset.json, which lists training: [{image, label}] and labels: {'0': name}"
 LISTS: dict[str, Split] = {"training": "train", "validation": "val", "test": "test"}
-MAX_JSON_BYTES = 1 << 28
 Entry = tuple[Split, Mapping[str, Any]]
 
 
@@ -50,20 +48,14 @@ def scan(cfg: Config) -> Dataset:
     require_files([ref.source for ref in refs if isinstance(ref.source, Path)], root, "images")
     require_files(maps, root, "label maps")
     notes += subject_notes(refs, "add a key 'subject' beside 'image' and 'label'")
-    return Dataset(refs, tuple(names.values()), notes=notes)
+    return Dataset(refs, tuple(names.values()), label_values=tuple(names), notes=notes)
 
 
 def _load(file: Path) -> dict[str, Any]:
     """The JSON tree."""
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise InputError("broken_json", f"{file.name} has more than {MAX_JSON_BYTES} bytes", EXPECTS)
-    try:
-        tree = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError("broken_json", f"{file.name} is no valid JSON: {error}", "mend it at that place") from None
-    if not isinstance(tree, dict) or not isinstance(tree.get("training"), list):
-        keys = some(list(tree), 10) if isinstance(tree, dict) else type(tree).__name__
-        raise InputError("broken_json", f"{file.name} has no list 'training'; it has {keys}", EXPECTS)
+    tree = read_json(file, EXPECTS)
+    if not isinstance(tree.get("training"), list):
+        raise InputError("broken_json", f"{file.name} has no list 'training'; it has {some(list(tree), 10)}", EXPECTS)
     return tree
 
 
@@ -112,26 +104,15 @@ def _label_names(tree: Mapping[str, Any], entries: Sequence[Entry]) -> dict[int,
 
 def _reference(root: Path, entry: Mapping[str, Any], names: Mapping[int, str], split: Split | None) -> CaseRef:
     """The case that one entry of a list describes."""
-    image = _inside(root, entry["image"])
+    image = inside(root, entry["image"])
     label = entry["label"]
     case_id = stem(image.relative_to(root).as_posix())
     subject = str(entry.get("subject", ""))
     if isinstance(label, str) and is_image(label) and label not in names.values():
-        return CaseRef(case_id, image, (), subject, split, label_map=_inside(root, label))
+        return CaseRef(case_id, image, (), subject, split, label_map=inside(root, label))
     for position, (value, name) in enumerate(names.items()):
         if not isinstance(label, bool) and (label in (value, name) or label == str(value)):
             return CaseRef(case_id, image, (position,), subject, split)
     known = list(names.values())
     detail = f"label {label!r} of '{case_id}' is neither a label map nor a class; classes are {some(known, 10)}"
     raise InputError("unknown_class", detail, f"name it in 'labels'{nearest(str(label), known)}")
-
-
-def _inside(root: Path, name: str) -> Path:
-    """The absolute path of a listed file, which must stay below the dataset's folder."""
-    relative = Path(os.path.normpath(name.replace("\\", "/")))
-    # A colon: an address, or a drive of Windows.
-    if relative.is_absolute() or relative.parts[:1] == ("..",) or ":" in relative.parts[0]:
-        raise InputError(
-            "escaping_path", f"'{name}' leads out of the dataset's folder", "list paths below dataset.json"
-        )
-    return root / relative

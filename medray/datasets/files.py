@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from medray.config import ConfigError
-from medray.types import CaseRef, InputError
+from medray.types import InputError, Split
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".nrrd", ".dcm")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 SPLIT_NAMES = {
     "train": "train",
@@ -23,7 +25,11 @@ SPLIT_NAMES = {
 }
 """How people write the three splits, in lower case."""
 
+MASK_FOLDERS = ("masks", "mask", "labels", "annotations", "segmentations")
+"""How people call a folder of masks beside images/."""
+
 HIDDEN = "hidden or system"
+MAX_JSON_BYTES = 1 << 28
 
 
 def is_image(name: str) -> bool:
@@ -73,8 +79,12 @@ def require_file(path: Path, expects: str) -> Path:
     return file
 
 
-def list_folder(folder: Path | str, ignored: Counter[str]) -> tuple[list[str], list[str]]:
+def list_folder(
+    folder: Path | str, ignored: Counter[str], wanted: Callable[[str], bool] = is_image
+) -> tuple[list[str], list[str]]:
     """Names of the folders and of the images in a folder, each sorted; what else lies there is counted in `ignored`.
+
+    `wanted` tells by its name whether a file is an image.
 
     Only directory entries are read, no file is opened or asked for its size.
 
@@ -89,7 +99,7 @@ def list_folder(folder: Path | str, ignored: Counter[str]) -> tuple[list[str], l
                     ignored[HIDDEN] += 1
                 elif entry.is_dir():
                     folders.append(entry.name)
-                elif is_image(entry.name):
+                elif wanted(entry.name):
                     images.append(entry.name)
                 else:
                     ignored[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1  # noqa: PTH122 (quick)
@@ -98,19 +108,21 @@ def list_folder(folder: Path | str, ignored: Counter[str]) -> tuple[list[str], l
     return sorted(folders), sorted(images)
 
 
-def walk(folder: Path | str, ignored: Counter[str]) -> Iterator[str]:
+def walk(folder: Path | str, ignored: Counter[str], wanted: Callable[[str], bool] = is_image) -> Iterator[str]:
     """Images below a folder at any depth, as '/'-separated paths relative to it, in order.
+
+    `wanted` tells by its name whether a file is an image.
 
     Raises:
         InputError: `folder_loop` where a symbolic link leads back up, `unreadable_folder`.
     """
-    folders, images = list_folder(folder, ignored)
+    folders, images = list_folder(folder, ignored, wanted)
     yield from images
     for name in folders:
         below = os.path.join(folder, name)  # noqa: PTH118 (100k of them)
         if os.path.islink(below) and os.path.realpath(folder).startswith(os.path.realpath(below)):  # noqa: PTH114
             raise InputError("folder_loop", f"'{below}' is a link to a folder above itself", "remove the link")
-        for image in walk(below, ignored):
+        for image in walk(below, ignored, wanted):
             yield f"{name}/{image}"
 
 
@@ -144,6 +156,73 @@ def require_files(paths: Sequence[Path], root: Path, what: str) -> None:
         )
 
 
+def inside(root: Path, name: str) -> Path:
+    """The absolute path of a file that a dataset lists, which must stay below `root`.
+
+    Raises:
+        InputError: `escaping_path`.
+    """
+    relative = Path(os.path.normpath(name.replace("\\", "/")))
+    # A colon: an address, or a drive of Windows.
+    if relative.is_absolute() or relative.parts[:1] == ("..",) or ":" in "".join(relative.parts[:1]):
+        raise InputError(
+            "escaping_path", f"'{name}' leads out of the dataset's folder", f"list paths below {root.name}/"
+        )
+    return root / relative
+
+
+def read_json(file: Path, expects: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: `broken_json`; `expects` says what the layout wants there.
+    """
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise InputError("broken_json", f"{file.name} has more than {MAX_JSON_BYTES} bytes", expects)
+    try:
+        tree = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError("broken_json", f"{file.name} is no valid JSON: {error}", "mend it at that place") from None
+    if not isinstance(tree, dict):
+        raise InputError("broken_json", f"{file.name} holds a {type(tree).__name__}, not an object", expects)
+    return tree
+
+
+def pair(images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[tuple[str, Path, Path]]:
+    """(name, image, mask) of each name, in order.
+
+    Raises:
+        InputError: `missing_partner` with the names that only one side has.
+    """
+    lone = [("images without a mask", sorted(images.keys() - masks.keys()))]
+    lone += [("masks without an image", sorted(masks.keys() - images.keys()))]
+    if any(names for _, names in lone):
+        detail = "; ".join(f"{len(names)} {what}: {some(names, 10)}" for what, names in lone if names)
+        raise InputError("missing_partner", detail, "an image and its mask have the same name; add or remove files")
+    return [(name, images[name], masks[name]) for name in sorted(images)]
+
+
+def split_folders(folders: Sequence[str]) -> list[tuple[Split | None, str]]:
+    """(split, folder) for folders called train, val, test, or (None, '') where none is.
+
+    Raises:
+        InputError: `mixed_layout` where other folders lie beside them, or two mean the same split.
+    """
+    named = {folder: SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES}
+    if not named:
+        return [(None, "")]
+    others = [folder for folder in folders if folder not in named]
+    if others:
+        raise InputError(
+            "mixed_layout",
+            f"{some(list(named))} look like splits, but {some(others)} beside them do not",
+            "keep only train, val and test there, or only class folders",
+        )
+    if len(set(named.values())) < len(named):
+        raise InputError("mixed_layout", f"two folders for one split: {some(list(named))}", "merge them")
+    return [(cast(Split, split), folder) for folder, split in named.items()]
+
+
 def some(items: Sequence[object], count: int = 3) -> str:
     """The first items, quoted, and '...' where there are more."""
     return ", ".join(f"'{item}'" for item in items[:count]) + (", ..." if len(items) > count else "")
@@ -155,15 +234,3 @@ def ignored_notes(ignored: Counter[str]) -> tuple[str, ...]:
         return ()
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
     return (f"ignored {sum(ignored.values())} files or folders that are no images: {kinds}",)
-
-
-def subject_notes(refs: Sequence[CaseRef], mend: str) -> tuple[str, ...]:
-    """A warning where cases have no subject; `mend` says how this layout can be told."""
-    unknown = sum(not ref.subject_id for ref in refs)
-    if not unknown:
-        return ()
-    if unknown == len(refs):
-        what = "no subject column or pattern: every file counts as a subject of its own"
-    else:
-        what = f"{unknown} of {len(refs)} cases have no subject: each counts as a subject of its own"
-    return (f"{what}; images of one patient may be torn between train and test ({mend})",)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, cast
-
-from pydantic import field_validator
+from typing import Literal
 
 from medray.config import ConfigError
 from medray.datasets.files import (
-    SPLIT_NAMES,
     ignored_notes,
     list_folder,
     require_folder,
     some,
-    subject_notes,
+    split_folders,
     walk,
 )
+from medray.datasets.subjects import SubjectPattern, subject_notes, with_subjects
 from medray.sections.base import AbsolutePath, DatasetSection
 from medray.types import CaseRef, Dataset, InputError, Split
 
@@ -32,23 +28,8 @@ class Config(DatasetSection):
 
     name: Literal["folder"] = "folder"
     path: AbsolutePath
-    subject_pattern: str | None = None
-    """Regular expression with one group, searched in each file name: the group is the subject, as in '^(P[0-9]+)_'.
-
-    Without it the first folder below a class is the subject, where there is one."""
-
-    @field_validator("subject_pattern")
-    @classmethod
-    def _one_group(cls, pattern: str | None) -> str | None:
-        if pattern is None:
-            return None
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"is not a regular expression: {error}") from None
-        if groups != 1:
-            raise ValueError(f"needs exactly one group in parentheses, as in '^(P[0-9]+)_'; it has {groups}")
-        return pattern
+    subject_pattern: SubjectPattern = None
+    """Without it the first folder below a class is the subject, where there is one."""
 
 
 def scan(cfg: Config) -> Dataset:
@@ -64,34 +45,16 @@ def scan(cfg: Config) -> Dataset:
     if not folders:
         beside = f"; {len(loose)} images lie in it directly, a CSV can label them (dataset: table)" if loose else ""
         raise ConfigError([f"dataset.path: '{root}' holds no folder; expected {EXPECTS}{beside}"])
-    found = [item for split, folder in _split_folders(folders) for item in _class_images(root, folder, split, ignored)]
+    found = [item for split, folder in split_folders(folders) for item in _class_images(root, folder, split, ignored)]
     classes = tuple(sorted({name for name, _, _ in found}))
     index = {name: position for position, name in enumerate(classes)}
     refs: Sequence[CaseRef] = [
         CaseRef(path, root / path, (index[name],), _subject_folder(path, split), split) for name, path, split in found
     ]
-    if cfg.subject_pattern is not None:
-        refs = _with_pattern(refs, cfg.subject_pattern)
+    refs = with_subjects(refs, cfg.subject_pattern)
     notes = (f"ignored {len(loose)} images beside the class folders: {some(loose)}",) if loose else ()
     mend = "dataset.subject_pattern, or a folder per subject below the class"
     return Dataset(tuple(refs), classes, notes=notes + ignored_notes(ignored) + subject_notes(refs, mend))
-
-
-def _split_folders(folders: Sequence[str]) -> Iterable[tuple[Split | None, str]]:
-    """(split, folder) for train, val, test above the classes, or (None, '') where the classes come first."""
-    named = {folder: SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES}
-    if not named:
-        return [(None, "")]
-    others = [folder for folder in folders if folder not in named]
-    if others:
-        raise InputError(
-            "mixed_layout",
-            f"{some(list(named))} look like splits, but {some(others)} beside them do not",
-            "keep only train, val and test there, or only class folders",
-        )
-    if len(set(named.values())) < len(named):
-        raise InputError("mixed_layout", f"two folders for one split: {some(list(named))}", "merge them")
-    return [(cast(Split, split), folder) for folder, split in named.items()]
 
 
 def _class_images(
@@ -117,16 +80,3 @@ def _subject_folder(path: str, split: Split | None) -> str:
     """The folder right below the class: the patient, whatever studies and series lie below."""
     below = path.split("/")[2 if split else 1 :]
     return below[0] if len(below) > 1 else ""
-
-
-def _with_pattern(refs: Sequence[CaseRef], pattern: str) -> list[CaseRef]:
-    """The references with the subject that the pattern finds in each file name."""
-    matches = [re.search(pattern, ref.case_id.rsplit("/", 1)[-1]) for ref in refs]
-    unmatched = [ref.case_id for ref, match in zip(refs, matches, strict=True) if not match or not match[1]]
-    if unmatched:
-        raise InputError(
-            "subject_pattern",
-            f"'{pattern}' finds no subject in {len(unmatched)} of {len(refs)} file names: {some(unmatched)}",
-            "widen dataset.subject_pattern",
-        )
-    return [replace(ref, subject_id=match[1]) for ref, match in zip(refs, matches, strict=True) if match]

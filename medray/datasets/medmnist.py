@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.lib import format as npy
 
-from medray.datasets.files import require_file, some, subject_notes
+from medray.datasets.files import require_file, some
+from medray.datasets.subjects import subject_notes
 from medray.sections.base import AbsolutePath, DatasetSection
 from medray.types import ArrayRef, CaseRef, Dataset, InputError, Split
 

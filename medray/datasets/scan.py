@@ -27,8 +27,8 @@ def scan(cfg: DatasetSection) -> Dataset:
 
 
 def _is_unlabelled(dataset: Dataset) -> bool:
-    """Whether the cases carry label maps instead of classes."""
-    return not dataset.multilabel and all(not ref.target and ref.label_map for ref in dataset.refs)
+    """Whether no case carries a class: they have label maps or boxes instead, or nothing."""
+    return not dataset.multilabel and not any(ref.target for ref in dataset.refs)
 
 
 def _check_cases(dataset: Dataset) -> None:

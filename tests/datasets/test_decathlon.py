@@ -44,6 +44,7 @@ def test_label_maps(tmp_path: Path) -> None:
 def test_classes_by_number_or_name(tmp_path: Path, labels: dict[str, object]) -> None:
     training = [entry(0, "tumour", subject="p"), entry(1, "0", subject=7), entry(2, 1, subject="p")]
     dataset = read(tmp_path, training=training, labels=labels)
+    assert dataset.legal_values == (0, 1)
     assert [ref.target for ref in dataset.refs] == [(1,), (0,), (1,)]
     assert [ref.subject_id for ref in dataset.refs] == ["p", "7", "p"]
     assert not dataset.notes
@@ -82,7 +83,7 @@ def test_no_path_leads_out(tmp_path: Path, name: str) -> None:
     [
         ("{'training'", "broken_json", "line 1"),
         ("[" * 100_000, "broken_json", "no valid JSON"),
-        ([1], "broken_json", "no list 'training'"),
+        ([1], "broken_json", "list, not an object"),
         ({"numTraining": 3}, "broken_json", "'numTraining'"),
         ({"training": [{"image": ["a.nii", "b.nii"]}]}, "broken_json", "training[0]"),
         ({"training": [{"image": "imagesTr/0.nii.gz"}]}, "broken_json", "no 'label'"),

@@ -70,6 +70,9 @@ class Predictor:
         cfg = self.bundle.experiment.preprocess
         case = preprocess(raw, cfg)
         expected = (self.bundle.io.in_channels, *self.bundle.io.size)
+        if len(case.image) != expected[0]:
+            fact = f"the image has {len(case.image)} channels, the model takes {expected[0]}"
+            raise InputError("wrong_channels", fact, "send it as the training data were: grey, or colour")
         if case.image.shape != expected:
             raise InputError(
                 "wrong_shape",

@@ -15,8 +15,9 @@ import numpy as np
 from medray.cluster import Mapper
 from medray.config import Experiment
 from medray.datasets.scan import scan
+from medray.pipeline.integrity import dataset_files, verify
 from medray.pipeline.split import SplitIndices, split
-from medray.pipeline.store import Refusal, Store, StoreError, build, on_this_node
+from medray.pipeline.store import HASHES, Refusal, Store, StoreError, build, on_this_node
 from medray.types import Array, Dataset, NetworkIO
 
 
@@ -88,7 +89,7 @@ def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) 
 
     Raises:
         ConfigError: the dataset's settings do not fit what is there.
-        DataRefused: more cases than dataset.max_bad_fraction are unreadable.
+        DataRefused: files differ from dataset.manifest, or more cases than dataset.max_bad_fraction are unreadable.
         StoreError: the store cannot be built.
     """
     dataset = scan(experiment.dataset)
@@ -100,6 +101,8 @@ def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) 
             (),
         )
     indices = split(dataset, experiment.split)
+    root.mkdir(parents=True, exist_ok=True)
+    _check_integrity(dataset, experiment.dataset.manifest, root / HASHES)
     store = build(dataset.refs, experiment.preprocess, root, mapper)
     _check_refusals(store, experiment.dataset.max_bad_fraction, len(dataset.refs))
     indices = _without({refusal.row for refusal in store.refused}, indices)
@@ -116,6 +119,15 @@ def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) 
         refused=store.refused,
         warnings=store.warnings,
     )
+
+
+def _check_integrity(dataset: Dataset, manifest: Path | None, cache: Path) -> None:
+    """Refuse files that are not those of the manifest, each by name."""
+    problems = verify(dataset_files(dataset.refs), manifest, cache) if manifest else ()
+    if manifest and problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:10])
+        more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise DataRefused(f"{len(problems)} files are not as {manifest.name} lists them:\n{shown}{more}", ())
 
 
 def _check_refusals(store: Store, limit: float, count: int) -> None:

@@ -29,10 +29,12 @@ from medray.imaging.preprocess import preprocess
 from medray.imaging.reader import read
 from medray.pipeline.hashes import file_hashes
 from medray.sections.data import PreprocessSection
-from medray.types import Array, ArrayRef, Case, CaseRef, InputError
+from medray.types import Array, ArrayRef, Case, CaseRef, InputError, SeriesRef
 
 VERSION = 1
 CHUNK_CASES = 16
+HASHES = "hashes.sqlite"
+"""The cache of file hashes, beside the stores."""
 SPARE_BYTES = 64 << 20
 """Disk space that a store leaves free."""
 
@@ -129,15 +131,28 @@ def build(refs: Sequence[CaseRef], cfg: PreprocessSection, root: Path, mapper: M
 def store_key(refs: Sequence[CaseRef], cfg: PreprocessSection, root: Path) -> str:
     """Hash of what the store will hold: the content of each source, in order, and the preprocessing."""
     digest = hashlib.sha256(f"{VERSION} {cfg.model_dump_json()}".encode())
-    hashes = file_hashes({_file(ref) for ref in refs}, root / "hashes.sqlite")
+    hashes = file_hashes({file for ref in refs for file in files_of(ref)}, root / HASHES)
     for ref in refs:
-        place = f"{ref.source.member} {ref.source.index}" if isinstance(ref.source, ArrayRef) else ""
-        digest.update(f"{hashes[_file(ref)]} {place}\n".encode())
+        content = " ".join(sorted(hashes[file] for file in files_of(ref)))
+        digest.update(f"{content} {_place(ref)}\n".encode())
     return digest.hexdigest()[:24]
 
 
-def _file(ref: CaseRef) -> Path:
-    return ref.source.path if isinstance(ref.source, ArrayRef) else ref.source
+def files_of(ref: CaseRef) -> tuple[Path, ...]:
+    """The files that the image of a case is read from."""
+    if isinstance(ref.source, SeriesRef):
+        return ref.source.files
+    return (ref.source.path if isinstance(ref.source, ArrayRef) else ref.source,)
+
+
+def _place(ref: CaseRef) -> str:
+    """Which image of its files a case is."""
+    match ref.source:
+        case ArrayRef(_, member, index):
+            return f"{member} {index}"
+        case SeriesRef(_, time):
+            return f"time {time}"
+    return ""
 
 
 @contextmanager
@@ -163,6 +178,8 @@ def _build_into(folder: Path, refs: Sequence[CaseRef], cfg: PreprocessSection, m
             "refused": [[r.row, r.code, r.detail, r.hint] for report in reports for r in report.refused],
             "warnings": dict(sum((report.warnings for report in reports), Counter())),
             "host": platform.node(),
+            # By content, too: what `medray erase` finds a person by.
+            "sources": sorted(file_hashes({f for ref in refs for f in files_of(ref)}, folder.parent / HASHES).values()),
         }
         _write_synced(partial_folder / "index.json", json.dumps(index))
         shutil.rmtree(folder, ignore_errors=True)
@@ -243,7 +260,7 @@ def _check_fits(image: Array, images: Array) -> None:
     """Refuse a case that does not look like the first one on the network's grid."""
     if image.shape[0] != images.shape[1]:
         raise InputError(
-            "channel_mismatch",
+            "wrong_channels",
             f"{image.shape[0]} channels, the first case has {images.shape[1]}",
             "set preprocess.channels to gray or rgb",
         )

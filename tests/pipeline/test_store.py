@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -146,7 +147,7 @@ def test_a_named_split_column_is_the_split(folder: Path, tmp_path: Path) -> None
         (np.zeros((18, 16), np.uint8), "shape_mismatch", "preprocess.size"),
         (
             np.dstack([np.arange(256, dtype=np.uint8).reshape(16, 16)] * 2 + [np.zeros((16, 16), np.uint8)]),
-            "channel_mismatch",
+            "wrong_channels",
             "preprocess.channels",
         ),
     ],
@@ -163,6 +164,18 @@ def test_a_case_unlike_the_first_is_named_with_its_mend(
 def test_floats_do_not_go_into_a_store_of_integers() -> None:
     with pytest.raises(InputError, match="dtype_mismatch: float32 pixels, the first case has uint8"):
         stores._check_fits(np.zeros((1, 4, 4), np.float32), np.zeros((9, 1, 4, 4), np.uint8))
+
+
+def test_files_that_the_manifest_does_not_hold_refuse_the_run_by_name(folder: Path, tmp_path: Path) -> None:
+    manifest = folder / "MANIFEST.sha256"
+    listed = sorted(folder.rglob("*.png"))
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(folder)}" for file in listed]
+    manifest.write_text("\n".join(lines))
+    dataset = {"name": "folder", "path": str(folder), "manifest": str(manifest)}
+    assert prepare(tiny(folder, dataset=dataset), tmp_path / "stores").refused == ()
+    listed[3].write_bytes(listed[4].read_bytes())
+    with pytest.raises(DataRefused, match=rf"(?s)1 files are not as MANIFEST.*{listed[3].name}: changed"):
+        prepare(tiny(folder, dataset=dataset), tmp_path / "stores")
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from medray import console
+from medray import cli_data, console
 from medray.config import DEFAULT_EXPERIMENT, ConfigError, load, plugins, to_yaml
 from medray.config import Experiment as ExperimentSchema
 from medray.console import DATA, PARTIAL, Result, Terminated
@@ -25,6 +25,7 @@ app = App(
 )
 config_app = App(name="config", help="Look at experiments.")
 app.command(config_app)
+cli_data.register(app)
 
 Settings = Annotated[
     str,
@@ -109,6 +110,26 @@ def tune(*settings: Settings) -> Result:
 
     outcome = Result(search(experiment))
     outcome.exit_code = PARTIAL if outcome["refused"] else 0
+    return outcome
+
+
+@app.command
+def check(data: str, *settings: Settings, out: Path | None = None, manifest: Path | None = None) -> Result:
+    """Find in a dataset what would spoil a training: a table of all cases, and a page to look at.
+
+    Exit code 3 where something would.
+
+    Args:
+        data: a path to a dataset, or an experiment (a .yaml file or a packaged name).
+        settings: changes to the experiment, such as dataset.name=folder or split.method=given.
+        out: folder of check.csv and check.html; by default check-NAME here, never inside the data.
+        manifest: a file to write the sha256 of every file into; dataset.manifest=FILE then holds a training to it.
+    """
+    from medray import cluster
+    from medray.pipeline.examine import examine
+
+    outcome = Result(examine(data, settings, out, manifest, cluster.parallel_map))
+    outcome.exit_code = 0 if outcome["ready"] else DATA
     return outcome
 
 

@@ -21,17 +21,18 @@ from medray.imaging.dicom_header import integer, text
 from medray.imaging.limits import Limits
 from medray.types import Array, InputError
 
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 JPEG_12_BIT = "1.2.840.10008.1.2.4.51"
 NATIVE = frozenset({"1.2.840.10008.1.2", *(f"1.2.840.10008.1.2.{end}" for end in ("1", "1.99", "2"))})
 JPEG = frozenset(f"1.2.840.10008.1.2.4.{end}" for end in (50, 51, 57, 70, 80, 81))
 JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{end}" for end in (90, 91))
 RLE = "1.2.840.10008.1.2.5"
 PLUGINS = {
-    **dict.fromkeys((f"1.2.840.10008.1.2.4.{end}" for end in (50, 57, 70)), "gdcm"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{end}" for end in (57, 70)), "gdcm"),
     **dict.fromkeys((f"1.2.840.10008.1.2.4.{end}" for end in (80, 81)), "pyjpegls"),
     **dict.fromkeys((*JPEG_2000, RLE, JPEG_12_BIT), "pylibjpeg"),
 }
-"""The one decoder of each compressed transfer syntax."""
+"""The one decoder of each compressed transfer syntax but JPEG baseline, which has a module of its own."""
 
 END_BYTES = 16
 """How far from the end of a compressed frame its end marker may be: writers pad."""
@@ -129,15 +130,14 @@ def stored_frames(data: Dataset, form: Layout) -> Iterator[Array]:
     syntax = str(data.file_meta.TransferSyntaxUID)
     if syntax in NATIVE:
         _check_native(data, form)
-    elif syntax in PLUGINS and (syntax != JPEG_12_BIT or find_spec("libjpeg")):
+    elif syntax in (JPEG_BASELINE, *PLUGINS) and (syntax != JPEG_12_BIT or find_spec("libjpeg")):
         _check_encapsulated(data, form, syntax)
     else:
         hint = "install medray[gpl-jpeg] (GPL-3)" if syntax == JPEG_12_BIT else "export it uncompressed"
         raise InputError("unsupported_transfer_syntax", f"the pixels are coded as {_name(syntax)}", hint)
     palette, count = form.photometric == "PALETTE COLOR", 0
     try:
-        decoder = get_decoder(UID(syntax))
-        for frame, _ in decoder.iter_array(data, decoding_plugin=PLUGINS.get(syntax, ""), allow_excess_frames=False):
+        for frame in _decoded(data, form, syntax):
             count += 1
             if count <= form.frames:
                 frame = apply_color_lut(frame, data) if palette else frame
@@ -151,6 +151,19 @@ def stored_frames(data: Dataset, form: Layout) -> Iterator[Array]:
         raise InputError("corrupt", f"frame {count + 1} of the pixels cannot be decoded") from error
     if count != form.frames:
         raise InputError("corrupt", f"{count} frames are there, {form.frames} are announced")
+
+
+def _decoded(data: Dataset, form: Layout, syntax: str) -> Iterator[Array]:
+    """The frames as the syntax's decoder gives them."""
+    if syntax == JPEG_BASELINE:
+        from medray.imaging import dicom_jpeg
+
+        for stream in generate_frames(data.PixelData, number_of_frames=form.frames):
+            yield dicom_jpeg.decode(stream, form.samples, form.photometric)
+        return
+    plugin = PLUGINS.get(syntax, "")
+    for frame, _ in get_decoder(UID(syntax)).iter_array(data, decoding_plugin=plugin, allow_excess_frames=False):
+        yield frame
 
 
 def _name(syntax: str) -> str:

@@ -160,8 +160,17 @@ def test_jpeg_in_colour_is_what_pillow_sees() -> None:
     Image.fromarray((smooth % 256).astype(np.uint8)).save(stream, "JPEG", quality=90)
     data = plain(np.zeros((16, 24, 3), np.uint8), PhotometricInterpretation="YBR_FULL_422")
     seen = np.moveaxis(np.asarray(Image.open(stream)), -1, 0)
-    # Pillow's libjpeg and gdcm's differ in the last bit of chroma upsampling.
-    np.testing.assert_allclose(case_of(coded(data, JPEG, stream.getvalue())).image.astype(int), seen, atol=4)
+    np.testing.assert_array_equal(case_of(coded(data, JPEG, stream.getvalue())).image, seen)
+    start = 4 + int.from_bytes(stream.getvalue()[4:6], "big")
+    bare = b"\xff\xd8" + stream.getvalue()[start:]
+    assert b"JFIF" not in bare
+    np.testing.assert_array_equal(case_of(coded(data, JPEG, bare)).image, seen)
+    data.PhotometricInterpretation = "RGB"
+    untouched = case_of(coded(data, JPEG, bare)).image
+    ycc = np.moveaxis(np.asarray(Image.open(stream).convert("YCbCr")), -1, 0)
+    np.testing.assert_allclose(untouched.astype(int), ycc, atol=3)
+    damaged = stream.getvalue()[:-60] + bytes(58) + b"\xff\xd9"
+    assert refused(coded(data, JPEG, damaged)) == "corrupt"
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, RLE, J2K, JPEG_LS])

@@ -17,6 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
+from medray.imaging.isolation import Decoder
 from medray.inference.predictor import Predictor
 from medray.sections.service import ServeSection
 from medray.types import InputError, Prediction
@@ -27,6 +28,7 @@ STATUS = {
     "too_large_decompressed": 413,
     "too_many_pixels": 413,
     "too_many_voxels": 413,
+    "too_many_files": 413,
 }
 """HTTP status of an InputError's code; what can be decoded but is wrong is 422."""
 
@@ -65,6 +67,7 @@ def application(folder: Path, model: str, cfg: ServeSection) -> Any:
     class Model:
         def __init__(self) -> None:
             self.predictor = Predictor(folder)
+            self.decoder = Decoder(limits=self.predictor.limits)
 
         @api.get("/v1/health")
         def health(self) -> dict[str, str]:
@@ -77,7 +80,8 @@ def application(folder: Path, model: str, cfg: ServeSection) -> Any:
             try:
                 started = time.perf_counter()
                 body = await read_body(request, cfg.max_upload_mb)
-                answer = await asyncio.to_thread(self.predictor.predict, body)
+                case = await asyncio.to_thread(self.decoder.read, body)
+                answer = await asyncio.to_thread(self.predictor.predict, case)
                 return JSONResponse(as_json(answer, model, time.perf_counter() - started))
             except InputError as error:
                 return problem(STATUS.get(error.code, 422), error.code, error.detail, error.hint)

@@ -127,6 +127,8 @@ def test_bombs_take_neither_time_nor_memory() -> None:
         (put("f", 280, float("nan")), "bad_affine"),
         (put("3f", 256, 9, 9, 9), "bad_affine"),
         (put("2h", 252, 0, 0), "missing_affine"),
+        (put("h", 252, -1), "bad_header"),
+        (put("h", 254, -32767), "bad_header"),
         (put("f", 280, 1.0), "ambiguous_affine"),
         (put("f", 292, 12.0), "ambiguous_affine"),
         (put("B", 123, 1), "implausible_spacing"),

@@ -78,7 +78,8 @@ def test_host_and_port_reach_the_server(app: ModuleType, monkeypatch: pytest.Mon
 def ask(app: ModuleType, cfg: ServeSection, predict: Any, sent: Request) -> tuple[int, dict[str, Any]]:
     """What the deployment's method answers with a predictor of our own, outside any replica."""
     kind = app.application(Path("bundle"), "chest/1", cfg)._bound_deployment.func_or_class
-    answer = asyncio.run(kind.predict(SimpleNamespace(predictor=SimpleNamespace(predict=predict)), sent))
+    decoder, predictor = SimpleNamespace(read=lambda body: body), SimpleNamespace(predict=predict)
+    answer = asyncio.run(kind.predict(SimpleNamespace(decoder=decoder, predictor=predictor), sent))
     return answer.status_code, json.loads(answer.body)
 
 

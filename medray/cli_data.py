@@ -43,9 +43,9 @@ def deid(
     from datetime import UTC, datetime
 
     from medray.cluster import home, parallel_map
-    from medray.imaging.deid import deidentify, write_names
-    from medray.imaging.deid_types import Profile
-    from medray.imaging.keyed import load_key
+    from medray.imaging.deid.keyed import load_key
+    from medray.imaging.deid.tree import deidentify, write_names
+    from medray.imaging.deid.types import Profile
 
     if key is not None and not key.is_file():
         raise ConfigError([f"--key: '{key}' does not exist; without --key medray makes one in {home()}"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medray.benchmarks.ratio import PAIRS, compare, show
-from medray.imaging.isolation import Decoder
+from medray.imaging.isolation.decoder import Decoder
 from medray.imaging.reader import read
 from medray.imaging.writer import write_nifti, write_png
 from medray.types import Array, Case, Source

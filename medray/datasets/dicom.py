@@ -19,7 +19,7 @@ from medray.sections.base import AbsolutePath, Count, Section
 from medray.types import CaseRef, Dataset, InputError, SeriesRef
 
 if TYPE_CHECKING:
-    from medray.imaging.series import SeriesInfo
+    from medray.imaging.dicom.series import SeriesInfo
 
 EXPECTS = "a folder with DICOM files at any depth"
 LABEL_MAPS = ("SEG", "RTSTRUCT")
@@ -82,7 +82,7 @@ def scan(cfg: Config) -> Dataset:
             those of tables.
     """
     # Imported where needed: who lists a folder of PNG does not pay for pydicom.
-    from medray.imaging.series import find
+    from medray.imaging.dicom.series import find
 
     root = require_folder(cfg.path, EXPECTS)
     ignored: Counter[str] = Counter()

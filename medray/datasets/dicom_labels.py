@@ -13,7 +13,7 @@ from medray.datasets.files import require_file
 from medray.datasets.tables import TARGET_ALIASES, Table, TargetSection, find_columns, read_table
 
 if TYPE_CHECKING:
-    from medray.imaging.series import SeriesInfo
+    from medray.imaging.dicom.series import SeriesInfo
 
 EXPECTS = "a CSV file with a column that names series, studies, folders or patients, and a column label"
 KEYS = {

@@ -16,7 +16,7 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import PurePosixPath
 
-from medray.imaging.headers import is_dicom, is_foreign
+from medray.imaging.dicom.headers import is_dicom, is_foreign
 from medray.imaging.limits import Limits
 from medray.types import Case, InputError
 
@@ -47,7 +47,7 @@ def read(content: bytes, case_id: str, limits: Limits, decode: Callable[[bytes],
         raise InputError("unsafe_archive", "the archive holds an archive", "unpack the inner one first")
     slices = [data for name, data in members if not is_foreign(name, data)]
     if slices:
-        from medray.imaging import series
+        from medray.imaging.dicom import series
 
         return replace(series.read(slices, limits), case_id=case_id)
     images = [data for name, data in members if not PurePosixPath(name).name.startswith(".") and "__MACOSX" not in name]

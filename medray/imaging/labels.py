@@ -129,7 +129,8 @@ def _from_dicom(
     content: bytes, image: Case, rois: Sequence[str], limits: Limits
 ) -> tuple[Array, tuple[str, ...], Mapping[int, str]] | None:
     """Voxels, warnings and names of a SEG or RTSTRUCT; None for DICOM of another modality."""
-    from medray.imaging import dicom, rtstruct, seg
+    from medray.imaging.dicom import file as dicom
+    from medray.imaging.dicom import rtstruct, seg
 
     data = dicom.parse(content, limits)
     try:

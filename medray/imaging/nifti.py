@@ -1,30 +1,24 @@
 """NIfTI-1 and NIfTI-2, plain or gzip: strict about sizes, checksums and where the voxels are in the world.
 
-Sources: the header of NIfTI-1.1 (nifti.nimh.nih.gov/nifti-1), of NIfTI-2, and gzip (RFC 1952).
+Sources: the header of NIfTI-1.1 (nifti.nimh.nih.gov/nifti-1) and of NIfTI-2.
 """
 
 from __future__ import annotations
 
-import gzip
 import math
-from io import BytesIO
 from typing import IO, Any
 
 import nibabel
 import numpy as np
-from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
 from medray.imaging.limits import Limits, check_values
+from medray.imaging.volume import SPACING_HINT, as_image, check_affine, check_spacing, unpacked, voxel_bytes
 from medray.types import Array, Case, InputError
 
-SPACING_MM = (0.01, 50.0)
-"""Voxel edges outside of this are mistakes of the unit, not images of a person."""
 MAX_EXTENSION_BYTES = 64 << 20
-SLACK_BYTES = 64 << 10
 TO_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Spatial part of xyzt_units: unknown (taken as mm), metre, mm, micron."""
-SPACING_HINT = "set the spatial unit and the affine of the file to what was measured"
 
 
 def read(content: bytes, case_id: str, limits: Limits) -> Case:
@@ -36,25 +30,13 @@ def read(content: bytes, case_id: str, limits: Limits) -> Case:
     implausible_spacing, non_finite_voxels. Warns: affine_difference, scaling_ignored, constant_image, phi_in_header.
     """
     packed = content.startswith(b"\x1f\x8b")
-    stream: IO[bytes] = igzip.IGzipFile(fileobj=BytesIO(content), mode="rb") if packed else BytesIO(content)
-    try:
+    with unpacked(content, packed) as stream:
         header = read_header(stream)
         shape, stored = _grid(header, limits)
         affine, warnings = _affine(header, shape)
         start = _voxel_offset(header, None if packed else len(content))
         extensions = exactly(stream, start - header.sizeof_hdr)
-        raw = np.empty(math.prod(shape) * stored.itemsize, np.uint8)
-        _fill(stream, raw.data)
-        _expect_end(stream)
-    except EOFError:
-        raise InputError("truncated", "the compressed stream ends before its trailer") from None
-    except gzip.BadGzipFile as error:
-        # The first member was seen to start as gzip does, so what is no gzip can only be behind it.
-        if "Not a gzipped file" in str(error):
-            raise InputError("trailing_data", "bytes that are not gzip follow the compressed image") from None
-        raise InputError("checksum", "the checksum or length in the gzip trailer does not fit the data") from None
-    except isal_zlib.IsalError:  # type: ignore[misc]  # its stub says instance where it is the class
-        raise InputError("corrupt", "the compressed stream is damaged") from None
+        raw = voxel_bytes(stream, math.prod(shape) * stored.itemsize)
     image, scaling = _scaled(raw.view(stored).reshape(shape[::-1]), header)
     warnings += scaling + check_values(image) + _private(header, extensions)
     return Case(case_id=case_id, image=image, affine=affine, unit="mm", warnings=warnings)
@@ -115,25 +97,6 @@ def exactly(stream: IO[bytes], size: int) -> bytes:
     return content
 
 
-def _fill(stream: IO[bytes], target: memoryview) -> None:
-    """Inflate straight into the voxels: there is no second copy, and no byte beyond what was announced."""
-    done = 0
-    while done < len(target):
-        count = stream.readinto(target[done:])  # type: ignore[attr-defined]
-        if not count:
-            raise InputError("truncated", f"{done} of {len(target)} bytes of voxels are there")
-        done += count
-
-
-def _expect_end(stream: IO[bytes]) -> None:
-    # Reading past the last voxel is also what makes the gzip trailer be checked.
-    extra = len(stream.read(SLACK_BYTES))
-    if extra == SLACK_BYTES:
-        raise InputError("too_large_decompressed", "the file goes on after the voxels that its header announces")
-    if extra:
-        raise InputError("trailing_data", f"{extra} bytes follow the last voxel")
-
-
 def _affine(header: Any, shape: tuple[int, ...]) -> tuple[Array, tuple[str, ...]]:
     """The affine (4, 4) in mm; where sform and qform both speak they must agree to within a voxel."""
     codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform")}
@@ -142,16 +105,12 @@ def _affine(header: Any, shape: tuple[int, ...]) -> tuple[Array, tuple[str, ...]
     named = [name for name, code in codes.items() if code > 0]
     if not named:
         raise InputError("missing_affine", "sform_code and qform_code are both 0", "write the orientation to the file")
-    affines = [_checked(_one_affine(header, name), name) for name in named]
+    affines = [_one_affine(header, name) for name in named]
     unit = int(header["xyzt_units"]) & 7
     if unit not in TO_MM:
         raise InputError("bad_header", f"spatial unit {unit} of xyzt_units does not exist")
     affine = np.diag([TO_MM[unit]] * 3 + [1.0]) @ affines[0]
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
-        edges = " x ".join(f"{edge:g}" for edge in spacing)
-        limit = f"{SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm"
-        raise InputError("implausible_spacing", f"voxels of {edges} mm, {limit} are plausible", SPACING_HINT)
+    check_spacing(affine)
     return affine, _difference(affines[0], affines[-1], shape)
 
 
@@ -163,17 +122,8 @@ def _one_affine(header: Any, name: str) -> Array:
         raise InputError(
             "bad_affine", "the qform has a voxel size or quaternion that cannot be", SPACING_HINT
         ) from None
-    return np.asarray(affine, np.float64)
-
-
-def _checked(affine: Array, name: str) -> Array:
-    linear = affine[:3, :3]
-    edges = np.linalg.norm(linear, axis=0)
-    # Edges that are not orthogonal are a sheared image; edges in one plane are no volume.
-    if not np.isfinite(affine).all() or edges.min() == 0 or abs(np.linalg.det(linear / edges)) < 1e-3:
-        raise InputError(
-            "bad_affine", f"the {name} holds a value that is not finite or is not invertible", SPACING_HINT
-        )
+    affine = np.asarray(affine, np.float64)
+    check_affine(affine, name)
     return affine
 
 
@@ -192,18 +142,10 @@ def _difference(sform: Array, qform: Array, shape: tuple[int, ...]) -> tuple[str
 
 
 def _scaled(voxels: Array, header: Any) -> tuple[Array, tuple[str, ...]]:
-    """(k, j, i) as stored to (1, i, j, k) C-contiguous, native, and scaled in float64 where scaling is asked for."""
+    """(k, j, i) as stored to (1, i, j, k), scaled where scaling is asked for."""
     slope, offset = float(header["scl_slope"]), float(header["scl_inter"])
     usable = math.isfinite(slope) and math.isfinite(offset) and slope != 0
-    scaled = usable and (slope, offset) != (1.0, 0.0)
-    kind = voxels.dtype.newbyteorder("=") if voxels.dtype.kind in "iu" and not scaled else np.dtype(np.float32)
-    source = voxels.transpose(2, 1, 0)
-    image = np.empty((1, *source.shape), kind)
-    # Plane by plane both sides of the transposition stay in the cache, and float64 never takes more than a plane.
-    with np.errstate(over="ignore", invalid="ignore"):
-        for j in range(source.shape[1]):
-            plane = source[:, j, :]
-            image[0, :, j, :] = plane.astype(np.float64) * slope + offset if scaled else plane
+    image = as_image(voxels, slope, offset) if usable else as_image(voxels)
     # A slope of 0, or NaN in both, is how writers say that there is no scaling.
     silent = usable or (offset == 0 and slope == 0) or (math.isnan(slope) and math.isnan(offset))
     return image, () if silent else ("scaling_ignored",)

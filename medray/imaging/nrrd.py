@@ -15,7 +15,7 @@ import nrrd  # type: ignore[import-untyped]
 import numpy as np
 
 from medray.imaging.limits import Limits, check_values
-from medray.imaging.volume import as_image, check_affine, check_spacing, exactly, unpacked
+from medray.imaging.volume import as_image, check_affine, check_spacing, unpacked, voxel_bytes
 from medray.types import Array, Case, InputError
 
 TYPES = {
@@ -64,7 +64,7 @@ def read(content: bytes, case_id: str, limits: Limits) -> Case:
         code = "truncated" if len(content) < start + 2 else "corrupt"
         raise InputError(code, "the voxels do not start as gzip does, which the header announces")
     with unpacked(memoryview(content)[start:], packed) as stream:
-        raw = exactly(stream, math.prod(shape) * stored.itemsize)
+        raw = voxel_bytes(stream, math.prod(shape) * stored.itemsize)
     image = as_image(raw.view(stored).reshape(shape[::-1]))
     warnings = check_values(image) + _warnings(header, lines)
     return Case(case_id=case_id, image=image, affine=affine, unit="mm", warnings=warnings)

@@ -52,7 +52,7 @@ def read(source: Source | str, limits: Limits = DEFAULT_LIMITS) -> Case:
 
         return arrays.read_row(source, limits)
     if isinstance(source, SeriesRef):
-        from medray.imaging import series
+        from medray.imaging.dicom import series
 
         return series.read(source.files, limits, source.time)
     if isinstance(source, bytes):
@@ -60,7 +60,7 @@ def read(source: Source | str, limits: Limits = DEFAULT_LIMITS) -> Case:
         return _decode(source, sniff(source[:SNIFF_BYTES]), "upload", limits)
     path = Path(source)
     if path.is_dir():
-        from medray.imaging import series
+        from medray.imaging.dicom import series
 
         return series.read_folder(path, limits)
     limits.check_path(path)
@@ -133,7 +133,7 @@ def _decode(content: bytes, kind: str, case_id: str, limits: Limits) -> Case:
 
         return nrrd.read(content, case_id, limits)
     if kind == "dicom":
-        from medray.imaging import series
+        from medray.imaging.dicom import series
 
         return replace(series.read((content,), limits), case_id=case_id)
     if kind == "archive":

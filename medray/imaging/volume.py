@@ -41,7 +41,7 @@ def unpacked(content: bytes | memoryview, packed: bool) -> Iterator[IO[bytes]]:
         raise InputError("corrupt", "the compressed stream is damaged") from None
 
 
-def exactly(stream: IO[bytes], count: int) -> Array:
+def voxel_bytes(stream: IO[bytes], count: int) -> Array:
     """The next `count` bytes (uint8), which must be the last of the stream.
 
     They are inflated straight into the result: there is no second copy, and no byte beyond what was announced.

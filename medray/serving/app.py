@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from medray.imaging.isolation import Decoder
+from medray.imaging.isolation.decoder import Decoder
 from medray.inference.predictor import Predictor
 from medray.sections.service import ServeSection
 from medray.types import InputError, Prediction

@@ -29,11 +29,11 @@ from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, Explicit
 from medray import cli
 from medray.config import ConfigError
 from medray.console import answer
-from medray.imaging import deid_dicom
-from medray.imaging.canaries import Canaries
-from medray.imaging.deid import DeidReport, deidentify
-from medray.imaging.deid_types import Profile
-from medray.imaging.keyed import load_key, new_uid, pseudonym, shift_days
+from medray.imaging.deid import dicom as deid_dicom
+from medray.imaging.deid.canaries import Canaries
+from medray.imaging.deid.keyed import load_key, new_uid, pseudonym, shift_days
+from medray.imaging.deid.tree import DeidReport, deidentify
+from medray.imaging.deid.types import Profile
 from medray.imaging.limits import DEFAULT_LIMITS
 from medray.types import InputError
 
@@ -497,5 +497,6 @@ def test_real_series_stay_series(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_a_tree_of_pngs_does_not_pay_for_pydicom() -> None:
-    code = "import sys; from medray.imaging import deid, deid_plain; print({'pydicom', 'nibabel'} & set(sys.modules))"
+    imports = "from medray.imaging.deid import plain, tree"
+    code = f"import sys; {imports}; print({{'pydicom', 'nibabel'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID
 
-from medray.imaging import dicom
+from medray.imaging.dicom import file as dicom
 from medray.imaging.limits import DEFAULT_LIMITS, Limits
 from medray.imaging.reader import case_id_of, read, sniff
 from medray.types import Case, InputError

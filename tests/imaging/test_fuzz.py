@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from nibabel.spatialimages import HeaderDataError
 from PIL import Image
 
-from medray.imaging.isolation import Decoder
+from medray.imaging.isolation.decoder import Decoder
 from medray.imaging.limits import Limits
 from medray.imaging.reader import read
 from medray.types import Case, InputError

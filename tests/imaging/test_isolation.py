@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medray.imaging import exchange
-from medray.imaging.isolation import Decoder
+from medray.imaging.isolation import exchange
+from medray.imaging.isolation.decoder import Decoder
 from medray.imaging.limits import Limits
 from medray.imaging.reader import read
 from medray.imaging.writer import write_nifti, write_png
@@ -244,7 +244,7 @@ def test_a_bomb_under_raised_limits_meets_the_memory_limit(tmp_path: Path) -> No
 
 FORGED = """
 import os, socket, sys, time
-from medray.imaging import exchange
+from medray.imaging.isolation import exchange
 link, file = socket.socket(fileno=int(sys.argv[-3])), int(sys.argv[-2])
 words = {"shape": [1, 2, 4], "dtype": "uint8", "affine": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
          "words": ["a", "px", "OT", ""], "attributes": {}, "warnings": []}
@@ -452,7 +452,7 @@ def test_the_worker_ends_with_its_parent(tmp_path: Path, busy: bool) -> None:
     program = f"""
 import sys, threading, time
 sys.path.insert(0, {str(tmp_path)!r})
-from medray.imaging.isolation import Decoder
+from medray.imaging.isolation.decoder import Decoder
 decoder = Decoder()
 decoder.read({png()!r})
 print(decoder.worker_pid, flush=True)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medray.imaging import reader
 from medray.imaging.labels import checked, load, read_label, value_counts
 from medray.imaging.writer import write_nifti, write_png
 from medray.types import Case, InputError
@@ -256,3 +257,10 @@ def test_reading_a_label_that_is_no_dicom_does_not_pay_for_pydicom(tmp_path: Pat
         "assert not {'pydicom', 'nrrd', 'nibabel'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, tmp_path / "mask.png"], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_real_label_lies_on_its_image(shared_data: Path) -> None:
+    image = reader.read(shared_data / "nrrd" / "brain1_image.nrrd")
+    label = load(shared_data / "nrrd" / "brain1_label.nrrd", image)
+    assert label.counts == {0: 1634263, 1: 4137}
+    assert checked(label, {0, 1}).image.dtype == np.uint8

@@ -11,8 +11,8 @@ import pytest
 from pydicom.dataset import FileDataset
 from series_phantom import content, dataset, item, noise
 
+from medray.imaging.dicom.series import read
 from medray.imaging.limits import DEFAULT_LIMITS, Limits
-from medray.imaging.series import read
 from medray.types import InputError
 
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from medray.imaging import labels, rtstruct
-from medray.imaging.rtstruct import fill
+from medray.imaging import labels
+from medray.imaging.dicom import rtstruct
+from medray.imaging.dicom.rtstruct import fill
 from medray.types import Case, InputError
 
 SHAPE = (12, 10, 5)

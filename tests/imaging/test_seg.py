@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless, generate_uid
 
-from medray.imaging import labels, nrrd, seg
+from medray.imaging import labels, nrrd
+from medray.imaging.dicom import seg
 from medray.imaging.limits import Limits
 from medray.types import Case, InputError, SeriesRef
 

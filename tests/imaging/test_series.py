@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import FileDataset
 from series_phantom import content, dataset, item, noise, series
 
+from medray.imaging.dicom.series import find, list_folder, read, read_folder
 from medray.imaging.limits import DEFAULT_LIMITS, Limits
-from medray.imaging.series import find, list_folder, read, read_folder
 from medray.types import InputError
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from medray.imaging.series import find, list_folder, read_folder
+from medray.imaging.dicom.series import find, list_folder, read_folder
 from medray.types import InputError
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medray.imaging.slices import Plane, affine, normal_of
+from medray.imaging.dicom.slices import Plane, affine, normal_of
 from medray.types import InputError
 
 

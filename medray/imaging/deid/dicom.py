@@ -16,10 +16,10 @@ from pydicom.errors import InvalidDicomError
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from medray.imaging.canaries import Canaries
-from medray.imaging.deid_profile import Cleaning, clean, empty_leaks, leaking
-from medray.imaging.deid_types import Cleaned, Profile
-from medray.imaging.keyed import pseudonym, shift_days
+from medray.imaging.deid.canaries import Canaries
+from medray.imaging.deid.keyed import pseudonym, shift_days
+from medray.imaging.deid.profile import Cleaning, clean, empty_leaks, leaking
+from medray.imaging.deid.types import Cleaned, Profile
 from medray.imaging.limits import Limits
 from medray.types import InputError
 

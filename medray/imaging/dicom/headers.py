@@ -8,10 +8,11 @@ from pathlib import Path, PurePath
 
 from pydicom.dataset import Dataset
 
-from medray.imaging import dicom, multiframe
-from medray.imaging.dicom_header import modality, text
+from medray.imaging.dicom import file as dicom
+from medray.imaging.dicom import multiframe
+from medray.imaging.dicom.elements import modality, text
+from medray.imaging.dicom.slices import Plane
 from medray.imaging.limits import Limits
-from medray.imaging.slices import Plane
 from medray.types import InputError
 
 HEADER_BYTES = 64 << 10

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medray.imaging import dicom, stacks
-from medray.imaging.assembly import read_image, read_volume
-from medray.imaging.headers import Header, content_of, first_bytes, is_foreign, read_header
+from medray.imaging.dicom import file as dicom
+from medray.imaging.dicom import stacks
+from medray.imaging.dicom.assembly import read_image, read_volume
+from medray.imaging.dicom.headers import Header, content_of, first_bytes, is_foreign, read_header
+from medray.imaging.dicom.slices import Plane, Volume
 from medray.imaging.limits import DEFAULT_LIMITS, Limits
-from medray.imaging.slices import Plane, Volume
 from medray.types import Case, InputError
 
 

@@ -11,8 +11,8 @@ from functools import partial
 from io import BytesIO
 from typing import Any
 
-from medray.imaging.canaries import MIN_IN_PIXELS, Canaries
-from medray.imaging.deid_types import Cleaned
+from medray.imaging.deid.canaries import MIN_IN_PIXELS, Canaries
+from medray.imaging.deid.types import Cleaned
 from medray.imaging.limits import Limits
 from medray.imaging.segments import (
     APP_MARKERS,

@@ -17,7 +17,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import UID
 
-from medray.imaging.dicom_header import integer, text
+from medray.imaging.dicom.elements import integer, text
 from medray.imaging.limits import Limits
 from medray.types import Array, InputError
 
@@ -156,7 +156,7 @@ def stored_frames(data: Dataset, form: Layout) -> Iterator[Array]:
 def _decoded(data: Dataset, form: Layout, syntax: str) -> Iterator[Array]:
     """The frames as the syntax's decoder gives them."""
     if syntax == JPEG_BASELINE:
-        from medray.imaging import dicom_jpeg
+        from medray.imaging.dicom import jpeg as dicom_jpeg
 
         for stream in generate_frames(data.PixelData, number_of_frames=form.frames):
             yield dicom_jpeg.decode(stream, form.samples, form.photometric)

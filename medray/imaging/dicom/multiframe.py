@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-from medray.imaging.dicom_header import functional_group, integer
+from medray.imaging.dicom.elements import functional_group, integer
+from medray.imaging.dicom.slices import Plane
 from medray.imaging.limits import Limits
-from medray.imaging.slices import Plane
 from medray.types import InputError
 
 NUMBERS = (

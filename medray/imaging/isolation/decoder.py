@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from medray.imaging import confinement, exchange
+from medray.imaging.isolation import confinement, exchange
 from medray.imaging.limits import DEFAULT_LIMITS, Limits
 from medray.imaging.reader import read
 from medray.types import Case, InputError, Source
@@ -137,7 +137,7 @@ class _Worker:
         with theirs, os.fdopen(lifeline):
             self.process = subprocess.Popen(
                 # -P: a json.py in the working folder is not the standard library's.
-                [sys.executable, "-P", "-m", "medray.imaging.isolation", *map(str, shared)],
+                [sys.executable, "-P", "-m", "medray.imaging.isolation.decoder", *map(str, shared)],
                 pass_fds=shared,
                 env={**kept, **settings},
                 stdin=subprocess.DEVNULL,
@@ -168,7 +168,7 @@ class _Worker:
             exchange.receive(self.link, exchange.MAX_ANSWER_BYTES, time.monotonic() + START_S)
         except (TimeoutError, ConnectionError):
             raise RuntimeError(
-                "the decoder's worker does not start; to see why, run: python -m medray.imaging.isolation"
+                "the decoder's worker does not start; to see why, run: python -m medray.imaging.isolation.decoder"
             ) from None
         self.ready = True
 

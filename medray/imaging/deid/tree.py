@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from medray.cluster import Mapper
 from medray.config import ConfigError
-from medray.imaging.deid_types import Cleaned, Profile
-from medray.imaging.keyed import pseudonym
+from medray.imaging.deid.keyed import pseudonym
+from medray.imaging.deid.types import Cleaned, Profile
 from medray.imaging.limits import DEFAULT_LIMITS, Limits
 from medray.imaging.reader import SNIFF_BYTES, sniff
 from medray.types import InputError
@@ -139,10 +139,10 @@ def _clean(path: Path, profile: Profile, limits: Limits) -> Cleaned:
         content = head + stream.read()
     # Imported where needed: a tree of PNGs never pays for pydicom.
     if kind == "dicom":
-        from medray.imaging import deid_dicom
+        from medray.imaging.deid import dicom as deid_dicom
 
         return deid_dicom.deidentify(content, profile, limits)
-    from medray.imaging import deid_plain
+    from medray.imaging.deid import plain as deid_plain
 
     if kind in ("png", "jpeg"):
         return deid_plain.deidentify_raster(content, limits)

@@ -20,8 +20,8 @@ from pydicom.datadict import dictionary_has_tag
 from pydicom.dataelem import DataElement
 from pydicom.sequence import Sequence
 
-from medray.imaging.canaries import TEXT_VRS, Canaries
-from medray.imaging.keyed import new_uid
+from medray.imaging.deid.canaries import TEXT_VRS, Canaries
+from medray.imaging.deid.keyed import new_uid
 
 EDITION = "dicomfields_2026c"
 ACTIONS = {

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-from medray.imaging import dicom_pixels
-from medray.imaging.dicom_header import functional_group
-from medray.imaging.dicom_pixels import Layout
+from medray.imaging.dicom import pixels as dicom_pixels
+from medray.imaging.dicom.elements import functional_group
+from medray.imaging.dicom.pixels import Layout
 from medray.imaging.limits import Limits
 from medray.types import Array, Case, InputError
 

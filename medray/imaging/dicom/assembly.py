@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from medray.imaging import dicom, slices
-from medray.imaging.dicom_header import attributes, modality, spacing_mm, text
-from medray.imaging.headers import content_of
+from medray.imaging.dicom import file as dicom
+from medray.imaging.dicom import slices
+from medray.imaging.dicom.elements import attributes, modality, spacing_mm, text
+from medray.imaging.dicom.headers import content_of
+from medray.imaging.dicom.slices import Plane, Volume
 from medray.imaging.limits import Limits, check_values
-from medray.imaging.slices import Plane, Volume
 from medray.imaging.volume import check_affine, check_spacing
 from medray.types import Array, Case
 

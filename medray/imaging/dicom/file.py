@@ -16,7 +16,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset
 
-from medray.imaging.dicom_header import (
+from medray.imaging.dicom.elements import (
     attributes,
     check_numbers,
     functional_group,
@@ -26,8 +26,8 @@ from medray.imaging.dicom_header import (
     spacing_mm,
     text,
 )
-from medray.imaging.dicom_pixels import Layout, check_size, is_padded, layout, stored_frames
-from medray.imaging.dicom_stream import Parts, split
+from medray.imaging.dicom.pixels import Layout, check_size, is_padded, layout, stored_frames
+from medray.imaging.dicom.stream import Parts, split
 from medray.imaging.limits import Limits, check_values
 from medray.types import Array, Case, InputError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medray.imaging.slices import Plane, Volume, normal_of
+from medray.imaging.dicom.slices import Plane, Volume, normal_of
 from medray.types import Array, InputError
 
 SAME_PLACE_MM = 0.005

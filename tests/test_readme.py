@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY, draw_folder
 
 from medray.config import PACKAGE, load
+from medray.imaging.writer import write_png
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SOMEWHERE_ELSE = {
@@ -32,6 +34,9 @@ HERE = [
     "uv run jobs/serve.py",
     "curl -F file=@some_image.png http://127.0.0.1:8000/v1/predict",
     "uv run jobs/train.py my.yaml dataset.path=/data/chest network.name=resnet network.depth=50 train.epochs=50",
+    "uv run jobs/check.py /data/chest",
+    "uv run jobs/deid.py /data/export /data/clean",
+    "uv run jobs/erase.py --subject PAT042",
 ]
 INLINE = [
     "uv run medray config show my.yaml",
@@ -41,6 +46,7 @@ INLINE = [
     "uv run jobs/train.py --resume RUN",
     "uv run mlflow ui --backend-store-uri sqlite:///$HOME/medray/mlflow.db",
     "ray get-auth-token --generate",
+    "medray check DATA --manifest FILE",
 ]
 
 
@@ -130,6 +136,25 @@ def test_your_own_images(tmp_path: Path, home: Path) -> None:
     assert last(run(INLINE[3], tmp_path))["model"] == "chest/1"
     line = INLINE[4].replace("RUN", trained["run"])
     assert last(run(line, tmp_path))["run_id"] == trained["run_id"]
+
+
+def test_your_data(tmp_path: Path) -> None:
+    """Checked, listed, de-identified and erased; the images of the folder are noise, each of its own."""
+    images = tmp_path / "chest"
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 255, (24, 24), np.uint8)
+        (images / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        write_png(images / f"class{number % 2}" / f"{number}.png", pixels)
+    checked = last(run(HERE[6].replace("/data", str(tmp_path)), tmp_path))
+    assert checked["ready"]
+    assert (tmp_path / "check-chest" / "check.html").is_file()
+    line = INLINE[-1].replace("DATA", str(images)).replace("FILE", "MANIFEST.sha256")
+    assert last(run(line, tmp_path))["ready"]
+    assert len((tmp_path / "MANIFEST.sha256").read_text().splitlines()) == 40
+    assert last(run(line.replace("--manifest ", "dataset.manifest="), tmp_path))["ready"]
+    cleaned = last(run(HERE[7].replace("/data/export", str(images)).replace("/data", str(tmp_path)), tmp_path))
+    assert (cleaned["written"], cleaned["refused"]) == (40, {})
+    assert not last(run(HERE[8], tmp_path))["found"]
 
 
 @pytest.mark.parametrize("line", INLINE[:3])

@@ -126,9 +126,10 @@ def check(data: str, *settings: Settings, out: Path | None = None, manifest: Pat
         manifest: a file to write the sha256 of every file into; dataset.manifest=FILE then holds a training to it.
     """
     from medray import cluster
+    from medray.imaging.isolation.decoder import read_isolated
     from medray.pipeline.examine import examine
 
-    outcome = Result(examine(data, settings, out, manifest, cluster.parallel_map))
+    outcome = Result(examine(data, settings, out, manifest, cluster.parallel_map, read_isolated))
     outcome.exit_code = 0 if outcome["ready"] else DATA
     return outcome
 

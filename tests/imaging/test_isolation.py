@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from medray.imaging.isolation import exchange
-from medray.imaging.isolation.decoder import Decoder
+from medray.imaging.isolation.decoder import Decoder, _own, read_isolated
 from medray.imaging.limits import Limits
 from medray.imaging.reader import read
 from medray.imaging.writer import write_nifti, write_png
@@ -452,7 +452,7 @@ def test_the_worker_ends_with_its_parent(tmp_path: Path, busy: bool) -> None:
     program = f"""
 import sys, threading, time
 sys.path.insert(0, {str(tmp_path)!r})
-from medray.imaging.isolation.decoder import Decoder
+from medray.imaging.isolation.decoder import Decoder, _own, read_isolated
 decoder = Decoder()
 decoder.read({png()!r})
 print(decoder.worker_pid, flush=True)
@@ -468,3 +468,16 @@ print(decoder.worker_pid, flush=True)
     while worker.exists() and "State:\tZ" not in (worker / "status").read_text() and time.monotonic() < ended:
         time.sleep(0.02)
     assert not worker.exists() or "State:\tZ" in (worker / "status").read_text()
+
+
+def test_a_process_keeps_one_decoder_of_its_own(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", np.arange(64, dtype=np.uint8).reshape(8, 8))
+    for _ in range(2):
+        np.testing.assert_array_equal(read_isolated(tmp_path / "a.png").image, read(tmp_path / "a.png").image)
+    first = _own(os.getpid())
+    os.kill(first.worker_pid, signal.SIGSEGV)
+    with pytest.raises(InputError):
+        read_isolated(tmp_path / "gone.png")
+    assert _own(os.getpid()) is first
+    first.close()
+    _own.cache_clear()

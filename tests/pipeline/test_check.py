@@ -331,6 +331,17 @@ def test_a_layout_that_is_refused_is_the_finding(tmp_path: Path) -> None:
     assert "empty_class" in as_text(done)
 
 
+def test_a_file_that_the_manifest_does_not_hold_is_named(clean_images: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(clean_images, tmp_path / "images"))
+    one = sorted(data.rglob("*.png"))[0]
+    manifest = tmp_path / "MANIFEST"
+    manifest.write_text(f"{'0' * 64}  {one.relative_to(tmp_path)}\n")
+    tree = {"name": "folder", "path": str(data), "manifest": str(manifest)}
+    (finding,) = check(experiment("folder", data, dataset=tree)).findings
+    assert (finding.code, finding.severity) == ("altered_files", "error")
+    assert "not listed" in finding.detail
+
+
 def test_near_copies_of_one_subject_in_one_split_are_no_finding(tmp_path: Path) -> None:
     for number in range(12):
         (tmp_path / f"class{number % 2}/p{number}").mkdir(parents=True)

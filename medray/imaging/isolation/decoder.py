@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from medray.imaging.isolation import confinement, exchange
@@ -120,6 +121,16 @@ class Decoder:
         if status == OUT_OF_MEMORY:
             return InputError("too_large_decompressed", f"decoding takes more than {memory_bytes} bytes of memory")
         return InputError("decoder_crashed", "the decoder broke down over this file", HINT)
+
+
+def read_isolated(source: Source) -> Case:
+    """As `Decoder.read`, by the decoder of this process, which starts with the first call and is kept."""
+    return _own(os.getpid()).read(source)
+
+
+@lru_cache(maxsize=1)
+def _own(_process: int) -> Decoder:
+    return Decoder()
 
 
 class _Worker:

@@ -162,15 +162,15 @@ def predict(
     predictor = Predictor(folder, device)
     answers = table.predict_files(predictor, files)
     sys.stderr.write(table.as_text(answers) + "\n")
-    target = csv or (Path("predictions.csv") if len(files) > 1 else None)
+    target = csv or (Path("predictions.csv") if len(answers) > 1 else None)
     if target:
         table.write_csv(target, answers, predictor.bundle.classes)
     refused = sum(isinstance(answer, InputError) for _, answer in answers)
-    outcome = Result(model=name, images=len(files), refused=refused, csv=str(target) if target else None)
-    if len(files) == 1 and not isinstance(only := answers[0][1], InputError):
+    outcome = Result(model=name, images=len(answers), refused=refused, csv=str(target) if target else None)
+    if len(answers) == 1 and not isinstance(only := answers[0][1], InputError):
         outcome["labels"] = list(only.labels)
         outcome["scores"] = dict(zip(only.classes, only.scores.tolist(), strict=True))
-    outcome.exit_code = DATA if refused == len(files) else PARTIAL if refused else 0
+    outcome.exit_code = DATA if refused == len(answers) else PARTIAL if refused else 0
     return outcome
 
 

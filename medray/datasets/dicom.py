@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from medray.imaging.dicom.series import SeriesInfo
 
 EXPECTS = "a folder with DICOM files at any depth"
-LABEL_MAPS = ("SEG", "RTSTRUCT")
-NO_IMAGES = frozenset({"SR", "PR", "KO", "REG", "FID", "RWV", "RTPLAN", "RTRECORD", "RTDOSE", "DOC", "ECG", "AU"})
 """Modalities (PS3.3 C.7.3.1.1.1) whose series hold no images of a patient."""
 
 
@@ -86,22 +84,22 @@ def scan(cfg: Config) -> Dataset:
 
     root = require_folder(cfg.path, EXPECTS)
     ignored: Counter[str] = Counter()
-    files = [root / name for name in walk(root, ignored, lambda name: name.upper() != "DICOMDIR")]
+    files = [root / name for name in walk(root, ignored, lambda _: True)]
     found = find(files)
     labels = open_labels(cfg, cfg.labels) if cfg.labels else None
-    images = [info for info in found if info.uid and info.modality not in (*LABEL_MAPS, *NO_IMAGES)]
+    images = [info for info in found if info.is_image]
     row_of = labels.rows_of(images, root) if labels else {}
     maps = _label_maps(cfg, found, {info.uid for info in images})
     kept, left = _choose(cfg, images, row_of if labels else maps or None)
-    left["series without images"] = sum(info.modality in NO_IMAGES for info in found)
-    slices, nameless = _nameless(found)
+    named = [info for info in found if info.uid]
+    nameless = [file for info in found if not info.uid for file in info.files]
+    left["series without images"] = sum(not info.is_image and not info.is_label_map for info in named)
     loose = [] if labels or maps else nameless
     if not kept and not loose:
         raise InputError("no_cases", f"no series is left: {_count(left) or 'there is none'}", "see dataset.series")
     _check_kept(kept, maps)
     _check_one_per(cfg.series.one_per, kept, row_of)
-    whole = [replace(info, files=(*info.files, *slices.get(info.uid, ()))) for info in kept]
-    dataset = _dataset(cfg, whole, labels, row_of, maps)
+    dataset = _dataset(cfg, kept, labels, row_of, maps)
     # Cases of their own, which the reader will refuse: so they are listed, and too many stop a training.
     refs = (*dataset.refs, *(CaseRef(f"unreadable/{path.relative_to(root)}", SeriesRef((path,))) for path in loose))
     left["files whose header cannot be read"] = len(nameless) - len(loose)
@@ -112,27 +110,6 @@ def scan(cfg: Config) -> Dataset:
     if several and cfg.time is None:
         notes += (f"{several} series hold several volumes and will be refused (time_series): set dataset.time",)
     return replace(dataset, refs=refs, notes=dataset.notes + notes)
-
-
-def _nameless(found: Sequence[SeriesInfo]) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Files whose header cannot be read or names no series: those that go with a series, and the others.
-
-    One in a folder of a single series is most likely a slice of it. Without it the volume could end early and look
-    whole, so it goes with the series, and the reader refuses the case.
-    """
-    owners: dict[Path, set[str]] = {}
-    for info in found:
-        for file in info.files if info.uid else ():
-            owners.setdefault(file.parent, set()).add(info.uid)
-    slices: dict[str, list[Path]] = {}
-    others = []
-    for file in (file for info in found if not info.uid for file in info.files):
-        near = owners.get(file.parent, set())
-        if len(near) == 1:
-            slices.setdefault(next(iter(near)), []).append(file)
-        else:
-            others.append(file)
-    return slices, others
 
 
 def _dataset(
@@ -174,7 +151,7 @@ def _label_maps(cfg: Config, found: Sequence[SeriesInfo], images: Collection[str
     """SeriesInstanceUID of images -> the label maps that refer to it."""
     maps: dict[str, list[Path]] = {}
     for info in found:
-        if info.modality in LABEL_MAPS and info.refers_to in images and cfg.label_maps in (None, info.modality):
+        if info.is_label_map and info.refers_to in images and cfg.label_maps in (None, info.modality):
             maps.setdefault(info.refers_to, []).extend(info.files)
     return maps
 

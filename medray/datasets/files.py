@@ -13,7 +13,7 @@ from medray.config import ConfigError
 from medray.types import InputError, Split
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".nrrd", ".dcm")
-SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx", "dicomdir")
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from medray.config import ConfigError
+from medray.datasets.files import is_junk
+from medray.imaging.dicom.series import find
 from medray.inference.predictor import Predictor
-from medray.types import InputError, Prediction
+from medray.types import InputError, Prediction, SeriesRef, Source
 
 Answers = Sequence[tuple[Path, Prediction | InputError]]
 
 
 def image_files(places: Iterable[Path]) -> list[Path]:
-    """The files that `places` name, folders searched through; hidden files are left out.
+    """The files that `places` name, folders searched through; what is hidden or a system's own is left out.
 
     Raises:
         ConfigError: naming what does not exist, or that nothing was found.
@@ -23,7 +26,7 @@ def image_files(places: Iterable[Path]) -> list[Path]:
     for place in places:
         if not place.exists():
             raise ConfigError([f"'{place}' does not exist (looked in {Path.cwd()})"])
-        inside = (file for file in sorted(place.rglob("*")) if file.is_file() and not file.name.startswith("."))
+        inside = (file for file in sorted(place.rglob("*")) if file.is_file() and not is_junk(file.name))
         files += inside if place.is_dir() else [place]
     if not files:
         raise ConfigError(
@@ -33,8 +36,25 @@ def image_files(places: Iterable[Path]) -> list[Path]:
 
 
 def predict_files(predictor: Predictor, files: Sequence[Path]) -> Answers:
-    """The model's answer for each file."""
-    return list(zip(files, predictor.predict_all(files), strict=True))
+    """The model's answer for each image in `files`; a model of volumes takes the files of a DICOM series as one."""
+    volumes = len(predictor.bundle.io.size) == 3
+    named = dict(_volumes(files)) if volumes else {file: file for file in files}
+    return list(zip(named, predictor.predict_all(list(named.values())), strict=True))
+
+
+def _volumes(files: Sequence[Path]) -> Iterator[tuple[Path, Source]]:
+    """(what to call it, the image): each DICOM series once, by the folder of its files, and every other file."""
+    found = [info for info in find(files) if info.is_image]
+    folders = [Path(os.path.commonpath([file.parent for file in info.files])) for info in found]
+    for info, folder in zip(found, folders, strict=True):
+        alone = info.files[0] if len(info.files) == 1 else folder
+        place = alone if len(info.files) == 1 or folders.count(folder) == 1 else folder / info.uid
+        if info.times == 1:
+            yield place, SeriesRef(info.files)
+        else:
+            yield from ((place / f"t{time}", SeriesRef(info.files, time)) for time in range(info.times))
+    of_series = {file for info in found for file in info.files}
+    yield from ((file, file) for file in files if file not in of_series)
 
 
 def as_text(answers: Answers) -> str:

@@ -200,7 +200,7 @@ def test_foreign_and_damaged_files(tree: Path) -> None:
     assert slice_ in files["1.1.3"]
     assert len(files["1.1.4"]) == 2
     assert files["unreadable/lost"] == (tree / "lost",)
-    assert "ignored 2 files that are no DICOM" in dataset.notes
+    assert "ignored 3 files that are no DICOM" in dataset.notes
     labelled = read(tree, "series,label\n1.1.3,a\n1.2.3,b\n")
     assert len(labelled.refs) == 2
     assert any("1 files whose header cannot be read" in note for note in labelled.notes)

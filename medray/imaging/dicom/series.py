@@ -17,13 +17,17 @@ from medray.imaging.dicom.slices import Plane, Volume
 from medray.imaging.limits import DEFAULT_LIMITS, Limits
 from medray.types import Case, InputError
 
+LABEL_MAPS = frozenset({"SEG", "RTSTRUCT"})
+DOCUMENTS = frozenset({"SR", "PR", "KO", "REG", "FID", "RWV", "RTPLAN", "RTRECORD", "RTDOSE", "DOC", "ECG", "AU"})
+"""Modalities of series that hold no image."""
+
 
 @dataclass(frozen=True, slots=True)
 class SeriesInfo:
     """What the headers of a series say of it."""
 
     uid: str
-    """SeriesInstanceUID; empty for a file whose header cannot be read, which is a series of its own."""
+    """SeriesInstanceUID; empty for a file that cannot be told to belong to any, which is a series of its own."""
     study_uid: str
     patient_id: str
     modality: str
@@ -35,12 +39,23 @@ class SeriesInfo:
     refers_to: str = ""
     """SeriesInstanceUID of the images that a SEG or RTSTRUCT belongs to."""
 
+    @property
+    def is_label_map(self) -> bool:
+        """Whether it marks what is in the images of another series."""
+        return self.modality in LABEL_MAPS
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it may be an image: no report, plan or presentation state, no label map, and readable at all."""
+        return bool(self.uid) and not self.is_label_map and self.modality not in DOCUMENTS
+
 
 def find(files: Iterable[Path], limits: Limits = DEFAULT_LIMITS) -> tuple[SeriesInfo, ...]:
     """The series among `files`, by their headers alone, in the order of their first paths.
 
     What is no DICOM is left out. Two patients in one SeriesInstanceUID are two series of that name. A DICOM file
-    whose header cannot be read is a series of its own: `read` says what is wrong with it.
+    whose header cannot be read or names no series goes with the only series of its folder, which `read` then
+    refuses: without it the volume could end early and look whole. Elsewhere it is a series of its own.
     """
     found: dict[tuple[str, str], list[Header]] = {}
     unreadable: list[Path] = []
@@ -55,7 +70,18 @@ def find(files: Iterable[Path], limits: Limits = DEFAULT_LIMITS) -> tuple[Series
         if header is not None:
             found.setdefault((header.patient_id, header.uid), []).append(header)
     infos = [_describe(headers) for headers in found.values()]
-    infos += [SeriesInfo("", "", "", "", "", (path,), 1) for path in unreadable]
+    nameless = [*unreadable, *(file for info in infos if not info.uid for file in info.files)]
+    infos = [info for info in infos if info.uid]
+    owners: dict[Path, set[int]] = {}
+    for place, info in enumerate(infos):
+        for file in info.files:
+            owners.setdefault(file.parent, set()).add(place)
+    for path in nameless:
+        if len(owners.get(path.parent, ())) == 1:
+            (place,) = owners[path.parent]
+            infos[place] = replace(infos[place], files=tuple(sorted((*infos[place].files, path))))
+        else:
+            infos.append(SeriesInfo("", "", "", "", "", (path,), 1))
     return tuple(sorted(infos, key=lambda info: info.files[0]))
 
 

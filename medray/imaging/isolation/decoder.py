@@ -6,6 +6,7 @@ up, see `confinement`.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import os
@@ -130,7 +131,9 @@ def read_isolated(source: Source) -> Case:
 
 @lru_cache(maxsize=1)
 def _own(_process: int) -> Decoder:
-    return Decoder()
+    decoder = Decoder()
+    atexit.register(decoder.close)
+    return decoder
 
 
 class _Worker:

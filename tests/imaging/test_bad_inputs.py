@@ -75,7 +75,7 @@ def test_every_case_has_the_code_of_the_manifest_within_a_second(cases: Entries)
 def test_a_store_leaves_out_every_bad_case_by_its_code(cases: Entries, tmp_path: Path, axes: int) -> None:
     """The road of a training: cases of another rank than the first one's are refused too, and no bad one ends it."""
     folder, entries = cases
-    good = {2: "p_good", 3: "n_good"}[axes]
+    good = {2: "p_gray8", 3: "n_good"}[axes]
     images = [entry for entry in entries if "label" not in entry]
     images.sort(key=lambda entry: entry["id"] != good)
     refs = [CaseRef(entry["id"], folder / entry["path"]) for entry in images]

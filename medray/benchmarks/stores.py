@@ -27,7 +27,6 @@ from medray.pipeline.store import CHUNK_CASES, build
 from medray.sections.data import PreprocessSection
 from medray.types import CaseRef
 
-HIPPOCAMPUS = Path(__file__).parents[3] / "shared" / "data" / "hippocampus" / "imagesTr"
 LOW, HIGH = 0.5, 99.5
 SIZE = (48, 64, 48)
 SPACINGS_MM = (None, 1.5)
@@ -109,10 +108,10 @@ def phantoms(folder: Path, count: int = 32) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def main(source: Path = HIPPOCAMPUS, pairs: int = PAIRS, workers: int | None = None) -> None:
-    """Compare on the volumes in `source`, or on phantoms where it does not exist, and print the ratios."""
+def main(source: Path | None = None, pairs: int = PAIRS, workers: int | None = None) -> None:
+    """Compare on the volumes in `source`, or on phantoms without it, and print the ratios."""
     with tempfile.TemporaryDirectory() as name:
-        files = sorted(source.glob("*.nii.gz")) if source.is_dir() else phantoms(Path(name))
+        files = sorted(source.glob("*.nii.gz")) if source else phantoms(Path(name))
         size = workers or os.cpu_count() or 1
         # One thread per process on both sides: the processes are what fills the CPUs.
         with ProcessPoolExecutor(size, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
@@ -126,4 +125,4 @@ def main(source: Path = HIPPOCAMPUS, pairs: int = PAIRS, workers: int | None = N
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HIPPOCAMPUS)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -27,12 +27,10 @@ def test_the_isolations_benchmark_runs(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.slow
-def test_the_stores_benchmark_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_stores_benchmark_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(stores, "phantoms", partial(stores.phantoms, count=4))
     monkeypatch.setattr(stores, "VOLUME", 100)
-    stores.main(tmp_path / "none", pairs=2, workers=1)
+    stores.main(None, pairs=2, workers=1)
     said = capsys.readouterr()
     lines = [json.loads(line) for line in said.out.splitlines()]
     assert [line["pairs"] for line in lines] == [2, 2]

@@ -227,8 +227,9 @@ def _clean_stores(root: Path, job: Erasure) -> None:
     """A store is one array of many people: it goes whole, and is built again from what is left when it is needed."""
     cache = root / HASHES
     known = cached_hashes(cache, job.subject)
-    theirs = source_hashes(job.subject, cache)
-    for index in sorted(root.glob("*/index.json")):
+    indices = sorted(root.glob("*/index.json"))
+    theirs = {*known.values(), *(source_hashes(job.subject) if indices else ())}
+    for index in indices:
         sources = json.loads(index.read_text(encoding="utf-8")).get("sources")
         # One that was built before stores said what they hold may hold anybody.
         if not theirs.isdisjoint(sources or ()) or (sources is None and job.subject.found):

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import hmac
 import os
-import secrets
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from medray.cluster import home
+from medray.config import ConfigError
+from medray.imaging.deid.keyed import load_key
 
 CHARACTERS = 12
 
 
 def key() -> bytes:
-    """The secret of this installation, made once, readable by its owner alone."""
-    file = home() / "pseudonym.key"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if not file.is_file():
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".key-", encoding="ascii") as stream:
-            stream.write(secrets.token_hex(32))
-            stream.flush()
-            # A link appears whole or not at all, and the first of several processes wins.
-            with contextlib.suppress(FileExistsError):
-                os.link(stream.name, file)
-    return bytes.fromhex(file.read_text(encoding="ascii"))
+    """The secret of this installation, made once, readable by its owner alone.
+
+    Raises ConfigError where its file holds no key.
+    """
+    try:
+        return load_key(home() / "pseudonym.key")
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
 
 
 def pseudonym(case_id: str, secret: bytes) -> str:

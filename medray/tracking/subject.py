@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from pathlib import Path, PurePath
 
 from medray.config import ConfigError, load
 from medray.datasets.scan import scan
-from medray.pipeline.hashes import MISSING, file_hashes
 from medray.pipeline.store import files_of
 from medray.tracking.pseudonyms import pseudonym
 from medray.types import CaseRef, InputError
@@ -169,9 +169,10 @@ def forget_hashes(cache: Path, paths: Iterable[str]) -> None:
         table.execute("pragma wal_checkpoint(truncate)")
 
 
-def source_hashes(subject: Subject, cache: Path) -> set[str]:
-    """sha256 of the subject's files, from the cache and from the files that are there."""
-    known = set(cached_hashes(cache, subject).values())
-    if cache.is_file():
-        known |= set(file_hashes(subject.files, cache).values())
-    return known - {MISSING}
+def source_hashes(subject: Subject) -> set[str]:
+    """sha256 of the subject's files that are there; no cache of hashes, which would remember them, is used."""
+    found = set()
+    for file in subject.files:
+        with contextlib.suppress(OSError), file.open("rb") as stream:
+            found.add(hashlib.file_digest(stream, "sha256").hexdigest())
+    return found

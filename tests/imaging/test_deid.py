@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import stat
 import struct
 import subprocess
@@ -30,6 +31,8 @@ from medray import cli
 from medray.config import ConfigError
 from medray.console import answer
 from medray.imaging.deid import dicom as deid_dicom
+from medray.imaging.deid import keyed
+from medray.imaging.deid import plain as deid_plain
 from medray.imaging.deid.canaries import Canaries
 from medray.imaging.deid.keyed import load_key, new_uid, pseudonym, shift_days
 from medray.imaging.deid.tree import DeidReport, deidentify
@@ -84,8 +87,11 @@ def scan(**changes: Any) -> FileDataset:
     ds.PixelSpacing = [0.8, 0.8]
     ds.PixelData = np.arange(24, dtype=np.uint16).tobytes()
     ds["PixelData"].VR = "OW"
-    for keyword, value in changes.items():
-        setattr(ds, keyword, value)
+    with warnings.catch_warnings():
+        # Some tests spell a value as the standard does not.
+        warnings.simplefilter("ignore")
+        for keyword, value in changes.items():
+            setattr(ds, keyword, value)
     return ds
 
 
@@ -205,6 +211,9 @@ def test_a_kept_attribute_that_repeats_the_person_is_emptied(keyword: str, value
     [
         {"BurnedInAnnotation": "YES"},
         {"Modality": "US"},
+        {"Modality": "us"},
+        {"Modality": ["CT", "US"]},
+        {"BurnedInAnnotation": "yes"},
         {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"},
         {"ConversionType": "DF"},
         {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
@@ -240,13 +249,50 @@ def test_heads_are_warned_of(changes: dict[str, Any], face: bool) -> None:
         (as_bytes(scan(SOPClassUID="1.2.840.10008.5.1.4.1.1.104.1")), "unsupported_type"),
         (as_bytes(scan(PixelData=bytes(10_000_000), syntax=DeflatedExplicitVRLittleEndian)), "too_large_decompressed"),
         (nested(3000), "corrupt"),
-        (as_bytes(scan())[:200], "bad_header"),
+        (as_bytes(scan())[:200], "truncated"),
+        (as_bytes(scan(HighBit=15)), "bad_header"),
     ],
 )
 def test_what_cannot_be_cleaned_is_refused(content: bytes, wanted: str) -> None:
     with pytest.raises(InputError) as caught:
         deid_dicom.deidentify(content, PROFILE, DEFAULT_LIMITS)
     assert caught.value.code == wanted
+
+
+def test_a_bomb_is_found_where_the_meta_information_does_not_say_its_length() -> None:
+    content = as_bytes(scan(PixelData=bytes(10_000_000), syntax=DeflatedExplicitVRLittleEndian))
+    assert content[132:136] == b"\2\0\0\0"
+    with pytest.raises(InputError) as caught:
+        deid_dicom.deidentify(content[:132] + content[144:], PROFILE, DEFAULT_LIMITS)
+    assert caught.value.code == "too_large_decompressed"
+
+
+def test_pydicom_logs_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    content = as_bytes(scan())
+    caplog.set_level(logging.DEBUG, "pydicom")
+    caplog.clear()
+
+    def speak(ds: Dataset, _: Any) -> None:
+        logging.getLogger("pydicom").error("'%s' is no name", ds.PatientName)
+        raise ValueError
+
+    monkeypatch.setattr(deid_dicom, "clean", speak)
+    with pytest.raises(InputError, match="damaged"):
+        deid_dicom.deidentify(content, PROFILE, DEFAULT_LIMITS)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("sign", [0, 1])
+@pytest.mark.parametrize("order", "<>")
+def test_bits_above_the_stored_ones_are_cleared(order: str, sign: int) -> None:
+    """An overlay in bits 12 to 15 goes; stored values, negative ones too, stay as their writers write them."""
+    values = np.arange(24) - 12 * sign
+    changes = {"PixelRepresentation": sign, "syntax": ExplicitVRBigEndian if order == ">" else ExplicitVRLittleEndian}
+    words = values.astype(f"{order}i2")
+    drawn = (words ^ (0x5000 * (np.arange(24) % 3 == 0)).astype(np.int16)).astype(f"{order}i2")
+    assert not np.array_equal(words, drawn)
+    _, ds = clean(PixelData=drawn.tobytes(), **changes)
+    assert ds.PixelData == words.tobytes()
 
 
 def test_a_mosaic_is_warned_of() -> None:
@@ -410,6 +456,64 @@ def test_raster_keeps_pixels_and_orientation_alone(tmp_path: Path, kind: str, tu
         assert not set(written.getexif()) - {0x0112}
 
 
+def test_an_overlay_in_compressed_pixels_is_refused() -> None:
+    ds = scan(syntax=pydicom.uid.RLELossless, PixelData=pydicom.encaps.encapsulate([bytes(64)]))
+    ds["PixelData"].VR = "OB"
+    ds.add_new(0x60020102, "US", 12)
+    with pytest.raises(InputError) as caught:
+        deid_dicom.deidentify(as_bytes(ds), PROFILE, DEFAULT_LIMITS)
+    assert caught.value.code == "burned_in"
+
+
+@pytest.mark.parametrize("marker", [0xE0, 0xE5, 0xEE, 0xFE])
+@pytest.mark.parametrize("name", [b"DOE JANE, not Adobe", b"Adobe\0\x64\0\0\0\0\1 DOE JANE"])
+def test_segments_of_a_jpeg_that_code_nothing_go(marker: int, name: bytes) -> None:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "JPEG")
+    content = stream.getvalue()
+    segment = bytes([0xFF, marker]) + (len(name) + 2).to_bytes(2, "big") + name
+    cleaned = deid_plain.deidentify_raster(content[:20] + segment + content[20:], DEFAULT_LIMITS)
+    assert b"DOE" not in cleaned.content
+    assert cleaned.verify(cleaned.content) == ""
+
+
+def test_an_adobe_segment_stays_for_its_colours() -> None:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "JPEG", keep_rgb=True)
+    content = stream.getvalue()
+    assert b"Adobe" in content
+    cleaned = deid_plain.deidentify_raster(content, DEFAULT_LIMITS)
+    assert b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0\xff" in cleaned.content
+    assert cleaned.verify(cleaned.content) == ""
+
+
+def test_a_file_that_cannot_be_read_is_refused_and_the_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.dcm", "b.dcm", "c.dcm"):
+        (tmp_path / "in" / name).write_bytes(as_bytes(scan()))
+    really_open, really_is_file = Path.open, Path.is_file
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "a.dcm":
+            raise PermissionError(13, "Permission denied", str(path))
+        return really_open(path, *arguments, **options)
+
+    def unknown(path: Path) -> bool:
+        if path.name == "b.dcm":
+            raise PermissionError(13, "Permission denied", str(path))
+        return really_is_file(path)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "is_file", unknown)
+    report = run_tree(tmp_path / "in", tmp_path / "out")
+    assert [item.code for item in report.files] == ["not_readable", "", ""]
+    assert "a.dcm" not in report.files[0].detail
+
+
 def test_names_differ_where_suffixes_do(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.png", "a.PNG", "a.jpeg", "a.jpg"):
@@ -439,6 +543,19 @@ def test_the_key_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
     file.write_text("short")
     with pytest.raises(ValueError, match="hexadecimal"):
         load_key(file)
+
+
+def test_nobody_sees_half_a_key_and_the_first_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, first = tmp_path / "deid.key", "ab" * 32
+
+    def another_process(_: int) -> str:
+        assert not file.exists(), "the file comes whole"
+        file.write_text(first)
+        return "cd" * 32
+
+    monkeypatch.setattr(keyed.secrets, "token_hex", another_process)
+    assert load_key(file) == bytes.fromhex(first)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_the_verb(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -10,7 +11,6 @@ import shutil
 import sqlite3
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import draw_folder, tiny
@@ -225,14 +225,41 @@ def test_numbers_are_no_names(home: Path, tmp_path: Path) -> None:
     assert len((folder / "shared" / "per_class.csv").read_text().splitlines()) == 2
 
 
+def test_files_that_were_forgotten_are_not_remembered_by_their_erasure(home: Path, images: Path) -> None:
+    """Their store is found by what their files hold, and no hash is written for it, in a dry run or a real one."""
+    record(home, "one", images, "nobody", ["x"])
+    prepare(tiny(images), home / "stores")
+    cache = home / "stores" / "hashes.sqlite"
+    theirs = next(path for path in cached(cache) if "/P001/" in path)
+    with contextlib.closing(sqlite3.connect(cache)) as table, table:
+        table.execute("delete from hash where path = ?", (theirs,))
+    before = cache.read_bytes()
+    dry = erase("P001", dry_run=True)
+    assert cache.read_bytes() == before
+    assert "store" in {item["what"] for item in dry["removed"]}
+    erase("P001")
+    assert len(cached(cache)) == 38
+    assert not any("/P001/" in path for path in cached(cache))
+    assert not list((home / "stores").glob("*/images.npy"))
+
+
+def test_a_store_is_found_by_files_alone(home: Path, images: Path) -> None:
+    record(home, "one", images, "nobody", ["x"])
+    prepare(tiny(images), home / "stores")
+    (home / "stores" / "hashes.sqlite").unlink()
+    assert "store" in {item["what"] for item in erase("P001")["removed"]}
+
+
 def test_hashes_of_others_stay(home: Path, images: Path) -> None:
     record(home, "one", images, "nobody", ["x"])
     prepare(tiny(images), home / "stores")
     erase("P001")
-    table = sqlite3.connect(home / "stores" / "hashes.sqlite")
-    try:
-        paths: list[Any] = table.execute("select path from hash").fetchall()
-    finally:
-        table.close()
+    paths = cached(home / "stores" / "hashes.sqlite")
     assert len(paths) == 38
-    assert not any("/P001/" in path for (path,) in paths)
+    assert not any("/P001/" in path for path in paths)
+
+
+def cached(cache: Path) -> list[str]:
+    """The paths that the cache of hashes remembers."""
+    with contextlib.closing(sqlite3.connect(cache)) as table:
+        return [path for (path,) in table.execute("select path from hash")]

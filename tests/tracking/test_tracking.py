@@ -11,6 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from test_bundle import make
 
+from medray.config import ConfigError
 from medray.tracking import journal, pseudonyms, registry
 from medray.tracking.registry import RegistryError, Standing
 from medray.tracking.run import client, flatten, start
@@ -55,6 +56,13 @@ def test_pseudonyms_are_keyed_and_stable(home: Path, tmp_path: Path) -> None:
     pseudonyms.write_map(tmp_path / "map.csv", ["patient-7"], secret)
     assert (tmp_path / "map.csv").read_text().splitlines()[1] == f"{one},patient-7"
     assert stat.S_IMODE((tmp_path / "map.csv").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("text", ["", "ab", "ab" * 15, "no key" * 20])
+def test_what_is_no_key_makes_no_pseudonyms(home: Path, text: str) -> None:
+    (home / "pseudonym.key").write_text(text)
+    with pytest.raises(ConfigError, match="holds no key"):
+        pseudonyms.key()
 
 
 def test_flatten_gives_command_line_keys() -> None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-import warnings
 import zlib
 from functools import partial
 from io import BytesIO
 from typing import Any
 
-from pydicom import Dataset, FileDataset, dcmread
+import numpy as np
+from pydicom import Dataset, dcmread
 from pydicom.dataelem import DataElement
 from pydicom.dataset import FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.sequence import Sequence
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from medray.imaging.deid.canaries import Canaries
+from medray.imaging.deid.canaries import Canaries, texts
 from medray.imaging.deid.keyed import pseudonym, shift_days
 from medray.imaging.deid.profile import Cleaning, clean, empty_leaks, leaking
 from medray.imaging.deid.types import Cleaned, Profile
+from medray.imaging.dicom.elements import integer
+from medray.imaging.dicom.file import guarded, parse
+from medray.imaging.dicom.pixels import NATIVE
+from medray.imaging.dicom.stream import BIG_ENDIAN, DEFLATED, META_START, split
 from medray.imaging.limits import Limits
 from medray.types import InputError
 
@@ -40,6 +42,8 @@ BASIC_PROFILE = ("113100", "Basic Application Confidentiality Profile")
 SHIFTED_DATES = ("113107", "Retain Longitudinal Temporal Information Modified Dates Option")
 METHOD = "DICOM PS3.15 annex E basic profile, by medray"
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+DAMAGED = "an attribute or its encoding is damaged"
+PREAMBLE_BYTES = META_START - 4
 OWN = frozenset(
     {"DeidentificationMethod", "DeidentificationMethodCodeSequence", "PatientIdentityRemoved", "PatientID"}
     | {"PatientName", "LongitudinalTemporalInformationModified", "ImplementationVersionName"}
@@ -48,39 +52,23 @@ OWN = frozenset(
 
 
 def deidentify(content: bytes, profile: Profile, limits: Limits) -> Cleaned:
-    """The file under the basic profile, in its own transfer syntax, pixels untouched.
+    """The file under the basic profile, in its own transfer syntax, without what follows the pixels.
 
-    Raises InputError: burned_in, corrupt, bad_header, unsupported_type, too_large_decompressed.
+    Stored values stay as they are; of native pixels the bits above BitsStored, where overlays hide, are cleared.
+    Raises InputError: burned_in, and what `parse` of a DICOM file raises, but for suspicious_preamble.
     Warns: face_visible, burned_in (where it was allowed), text_emptied (a kept attribute repeated what was removed),
     private_geometry (a mosaic, which cannot be read as a volume without the private attributes that are gone).
     """
-    dataset = _guarded(_read, content, limits)
-    cleaned: Cleaned = _guarded(_deidentify, dataset, profile)
-    return cleaned
+    with guarded(DAMAGED):
+        return _deidentify(_read(content, limits), profile)
 
 
-def _guarded(step: Any, *arguments: Any) -> Any:
-    """`step`, where pydicom's warnings are silent and whatever it raises means the data."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return step(*arguments)
-        except (InputError, MemoryError):
-            raise
-        except Exception as error:
-            detail = f"an attribute or its encoding is damaged ({type(error).__name__})"
-            raise InputError("corrupt", detail, "export the file again") from error
-
-
-def _read(content: bytes, limits: Limits) -> FileDataset:
-    _check_inflated(content)
+def _read(content: bytes, limits: Limits) -> Dataset:
     limits.check_file(len(content))
-    try:
-        dataset = dcmread(BytesIO(content))
-    except InvalidDicomError:
-        raise InputError("unsupported_type", "the content is not DICOM") from None
-    if dataset.file_meta.get("TransferSyntaxUID") is None:
-        raise InputError("bad_header", "the file does not say its transfer syntax", "export the file again")
+    # What the preamble says is not written, so it is no reason to refuse.
+    content = bytes(PREAMBLE_BYTES) + content[PREAMBLE_BYTES:]
+    _check_inflated(content, limits)
+    dataset = parse(content, limits)
     if not dataset.get("SOPClassUID") or not dataset.get("SOPInstanceUID"):
         raise InputError("bad_header", "the file has no SOP class or instance UID", "export the file again")
     if dataset.SOPClassUID == DIRECTORY:
@@ -92,19 +80,18 @@ def _read(content: bytes, limits: Limits) -> FileDataset:
     return dataset
 
 
-def _check_inflated(content: bytes) -> None:
-    """Raise too_large_decompressed for a deflated data set that is a bomb; pydicom would inflate it whole."""
-    head = content[132:144]
-    end = 144 + int.from_bytes(head[8:12], "little") if head[:8] == b"\2\0\0\0UL\4\0" else len(content)
-    if DeflatedExplicitVRLittleEndian.encode() not in content[144:end]:
+def _check_inflated(content: bytes, limits: Limits) -> None:
+    """Raise too_large_decompressed for a deflated data set that is a bomb."""
+    parts = split(content, limits, header_only=True)
+    if parts.transfer_syntax != DEFLATED:
         return
-    most = MAX_INFLATION * len(content)
+    most = min(MAX_INFLATION * len(content), limits.max_decompressed_bytes)
     try:
-        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content[end:], most + 1)
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content[META_START + len(parts.meta) :], most + 1)
     except zlib.error:
         raise InputError("corrupt", "the deflated data set is damaged") from None
     if len(inflated) > most:
-        detail = f"the deflated data set grows by more than a factor of {MAX_INFLATION}"
+        detail = f"the deflated data set grows by more than a factor of {MAX_INFLATION}, or over {most} bytes"
         raise InputError("too_large_decompressed", detail)
 
 
@@ -116,7 +103,7 @@ def _is_short(dataset: Dataset) -> bool:
     return len(dataset.PixelData) < int(dataset.get("Rows", 0) * dataset.get("Columns", 0) * bits * sampled) // 8
 
 
-def _deidentify(dataset: FileDataset, profile: Profile) -> Cleaned:
+def _deidentify(dataset: Dataset, profile: Profile) -> Cleaned:
     burned = _burned_in(dataset)
     if burned and not profile.allow_burned_in:
         raise InputError("burned_in", f"{burned}, so its pixels may show a name", "look at it, then --allow-burned-in")
@@ -128,6 +115,7 @@ def _deidentify(dataset: FileDataset, profile: Profile) -> Cleaned:
     job = Cleaning(profile.key, pseudonym(patient, profile.key), days)
     study, series = (str(dataset.get(f"{level}InstanceUID") or "") for level in ("Study", "Series"))
     folders = job.patient, pseudonym(study, profile.key, "study"), pseudonym(series, profile.key, "series")
+    _clear_unused_bits(dataset)
     pixels = _pixels(dataset)
     clean(dataset, job)
     notes += ["text_emptied"] * bool(empty_leaks(dataset, job, _is_own))
@@ -147,30 +135,68 @@ def _burned_in(dataset: Dataset) -> str:
     """Why the pixels may show text about the patient; nothing where there is no reason to think so."""
     if not any(name in dataset for name in PIXELS):
         return ""
-    if dataset.get("BurnedInAnnotation") == "YES":
+    if "YES" in _codes(dataset, "BurnedInAnnotation"):
         return "BurnedInAnnotation is YES"
-    modality = str(dataset.get("Modality") or "")
-    if modality in BURNED_IN_MODALITIES:
-        return f"the modality {modality} draws text into images"
+    if drawing := _codes(dataset, "Modality") & BURNED_IN_MODALITIES:
+        return f"the modality {min(drawing)} draws text into images"
     if str(dataset.SOPClassUID).startswith(SECONDARY_CAPTURE):
         return "it is a secondary capture"
-    if dataset.get("ConversionType") in SCREEN_CONVERSIONS:
+    if _codes(dataset, "ConversionType") & SCREEN_CONVERSIONS:
         return "it was digitised from film, paper, video or a screen"
+    if str(dataset.file_meta.TransferSyntaxUID) not in NATIVE and _has_overlay_bits(dataset):
+        return "an overlay is drawn into the unused bits of its compressed pixels"
     return "it is a picture of a screen" if "SCREEN" in str(dataset.get("ImageType")).upper() else ""
+
+
+def _codes(dataset: Dataset, keyword: str) -> set[str]:
+    """The values of a code string, as the standard would have them spelt."""
+    return {text.strip().upper() for text in texts(dataset.get(keyword))}
+
+
+def _has_overlay_bits(dataset: Dataset) -> bool:
+    """Whether an overlay says that it lies in bits of the pixels (OverlayBitPosition, retired)."""
+    positions = (dataset.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2))
+    return any(position is not None and position.value for position in positions)
 
 
 def _shows_face(dataset: Dataset) -> bool:
     keywords = ("BodyPartExamined", "StudyDescription", "SeriesDescription", "ProtocolName")
     words = " ".join(str(dataset.get(keyword) or "") for keyword in keywords).upper()
-    known = dataset.get("RecognizableVisualFeatures") == "YES"
-    return known or (dataset.get("Modality") in FACE_MODALITIES and HEAD.search(words) is not None)
+    known = "YES" in _codes(dataset, "RecognizableVisualFeatures")
+    return known or (bool(_codes(dataset, "Modality") & FACE_MODALITIES) and HEAD.search(words) is not None)
+
+
+def _clear_unused_bits(dataset: Dataset) -> None:
+    """Set the bits above BitsStored of native pixels to 0, or to the sign where values have one.
+
+    Raises bad_header where the stored bits are not the lowest ones, or no whole bytes are allocated.
+    """
+    if "PixelData" not in dataset or str(dataset.file_meta.TransferSyntaxUID) not in NATIVE:
+        return
+    allocated, stored = integer(dataset, "BitsAllocated"), integer(dataset, "BitsStored")
+    high = integer(dataset, "HighBit", stored - 1)
+    if not 1 <= stored <= allocated or high != stored - 1 or allocated not in (1, 8, 16, 32, 64):
+        detail = f"BitsAllocated {allocated}, BitsStored {stored} and HighBit {high} do not fit each other"
+        raise InputError("bad_header", detail)
+    unused = allocated - stored
+    if not unused:
+        return
+    order = ">" if str(dataset.file_meta.TransferSyntaxUID) == BIG_ENDIAN else "<"
+    kind = np.dtype(f"{order}{'i' if integer(dataset, 'PixelRepresentation', 0) else 'u'}{allocated // 8}")
+    value = dataset.PixelData
+    size = len(value) // kind.itemsize * kind.itemsize
+    words = np.frombuffer(value[:size], kind)
+    # Up and down again: on its way down a signed value repeats its sign, as its writer did.
+    cleared = ((words << unused) >> unused).astype(kind)
+    if not np.array_equal(words, cleared):
+        dataset.PixelData = cleared.tobytes() + value[size:]
 
 
 def _pixels(dataset: Dataset) -> tuple[Any, ...]:
     return tuple(dataset[name].value for name in PIXELS if name in dataset)
 
 
-def _mark(dataset: FileDataset, job: Cleaning) -> None:
+def _mark(dataset: Dataset, job: Cleaning) -> None:
     """Write who this is now, and what was done (PS3.15 E.1, PS3.3 C.12.1.1.1 and C.7.1.1)."""
     dataset.PatientID = dataset.PatientName = job.patient
     dataset.PatientIdentityRemoved = "YES"
@@ -198,7 +224,8 @@ def _is_own(element: DataElement) -> bool:
 
 def _verify(canaries: Canaries, pixels: tuple[Any, ...], content: bytes) -> str:
     """What is wrong with a written file; the attribute is named, its value is not."""
-    return str(_guarded(_find_fault, canaries, pixels, content))
+    with guarded(DAMAGED):
+        return _find_fault(canaries, pixels, content)
 
 
 def _find_fault(canaries: Canaries, pixels: tuple[Any, ...], content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The secret of a de-identification, and what is derived from it: pseudonyms, UIDs and the shift of dates.
+"""The secret behind pseudonyms, and what is derived from it: pseudonyms, UIDs and the shift of dates.
 
 The same key gives the same answers in every process and every run, so that files which are de-identified apart
 still fit together; nobody without the key can go back or guess by trying (HMAC-SHA256, RFC 2104).
@@ -12,6 +12,7 @@ import hmac
 import os
 import re
 import secrets
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -21,18 +22,21 @@ MAX_SHIFT_DAYS = 3650
 
 
 def load_key(file: Path) -> bytes:
-    """The key in `file`, made with mode 0600 if there is no file.
+    """The key in `file`, made with mode 0600 if there is no file; no process ever sees half a key.
 
     Raises ValueError where the file holds anything but 64 hexadecimal digits.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        # Exclusive: of two processes that begin together one makes the key, and no file is ever overwritten.
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="ascii") as stream:
+    if not file.exists():
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".key-", encoding="ascii") as stream:
             stream.write(secrets.token_hex(KEY_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+            # A link appears whole or not at all, and the first of several processes wins.
+            with contextlib.suppress(FileExistsError):
+                os.link(stream.name, file)
     text = file.read_text(encoding="ascii", errors="replace").strip()
-    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+    if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * KEY_BYTES}}}", text):
         raise ValueError(f"'{file}' holds no key: {2 * KEY_BYTES} hexadecimal digits are expected")
     return bytes.fromhex(text)
 

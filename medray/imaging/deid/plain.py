@@ -15,7 +15,7 @@ from medray.imaging.deid.canaries import MIN_IN_PIXELS, Canaries
 from medray.imaging.deid.types import Cleaned
 from medray.imaging.limits import Limits
 from medray.imaging.segments import (
-    APP_MARKERS,
+    FRAME_MARKERS,
     ORIENTATION,
     PNG_MAGIC,
     SCAN_MARKER,
@@ -32,7 +32,9 @@ MAX_OFFSET = 64 << 20
 PRINTABLE = re.compile(rb"[\x20-\x7e]{4,}")
 HUFFMAN_LETTERS = "#3r 456789:cdefghijstuvwxyzcdefghijstuvwxyz%&'()*56789:cdefghijstuvwxyzcdefghijstuvwxyz"
 """Text that every JPEG's tables hold (T.81 annex K.3.3), thumbnails' too."""
-JFIF_MARKER, END_MARKER = 0xE0, 0xD9
+JFIF_MARKER, ADOBE_MARKER, END_MARKER = 0xE0, 0xEE, 0xD9
+CODING_MARKERS = FRAME_MARKERS | {0xC4, 0xCC, 0xDB, 0xDC, 0xDD}
+"""Frame headers, tables of Huffman, arithmetic and quantisation, the number of lines, the restart interval."""
 STUFFED = frozenset({0x00, 0xFF, *range(0xD0, 0xD8)})
 
 
@@ -124,7 +126,7 @@ def deidentify_raster(content: bytes, limits: Limits) -> Cleaned:
 
 
 def _bare_jpeg(clean: bytes) -> bytes:
-    """Without thumbnails, without segments between scans, and without what follows the end of the image."""
+    """What codes the image and its colours alone: no thumbnail, no text, nothing after the end of the image."""
     kept, at = [clean[:2]], 2
     while at + 2 <= len(clean):
         marker = clean[at + 1]
@@ -140,7 +142,10 @@ def _bare_jpeg(clean: bytes) -> bytes:
         elif marker == SCAN_MARKER:
             end = _scan_end(clean, end)
             kept.append(clean[at:end])
-        elif marker not in APP_MARKERS and marker != JFIF_MARKER:
+        elif marker == ADOBE_MARKER and clean[at + 4 : at + 9] == b"Adobe" and end - at >= 16:
+            # Its twelfth byte is how colour is coded; version 100, and flags for the encoder alone.
+            kept.append(b"\xff\xee\0\x0eAdobe\0\x64" + bytes(4) + clean[at + 15 : at + 16])
+        elif marker in CODING_MARKERS:
             kept.append(clean[at:end])
         at = end
     raise InputError("truncated", "the JPEG has no end marker", "copy or export the file again")

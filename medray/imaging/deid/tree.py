@@ -106,7 +106,15 @@ def _check_places(source: Path, target: Path) -> None:
 def _files(source: Path) -> Sequence[Path]:
     if source.is_file():
         return [source]
-    return sorted(file for file in source.rglob("*") if file.is_file())
+    return sorted(file for file in source.rglob("*") if _may_be_file(file))
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # In a folder that does not let in: refused later, and so in the report.
+        return True
 
 
 def _one_file(name: str, root: Path, target: Path, profile: Profile, limits: Limits) -> FileOutcome:
@@ -131,12 +139,15 @@ def _one_file(name: str, root: Path, target: Path, profile: Profile, limits: Lim
 
 
 def _clean(path: Path, profile: Profile, limits: Limits) -> Cleaned:
-    with path.open("rb") as stream:
-        head = stream.read(SNIFF_BYTES)
-        kind = "dicom" if head[128:132] == b"DICM" else sniff(head)
-        if kind not in ("dicom", "nifti", "gzip", "png", "jpeg"):
-            raise InputError("unsupported_type", f"{kind} files are not de-identified")
-        content = head + stream.read()
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(SNIFF_BYTES)
+            kind = "dicom" if head[128:132] == b"DICM" else sniff(head)
+            if kind not in ("dicom", "nifti", "gzip", "png", "jpeg"):
+                raise InputError("unsupported_type", f"{kind} files are not de-identified")
+            content = head + stream.read()
+    except OSError as error:
+        raise InputError("not_readable", f"the file cannot be read ({error.strerror})") from None
     # Imported where needed: a tree of PNGs never pays for pydicom.
     if kind == "dicom":
         from medray.imaging.deid import dicom as deid_dicom

@@ -219,7 +219,8 @@ def _ray_map(function: Callable[[Item], Result], work: Sequence[Item]) -> Iterat
         yield from map(function, work)
         return
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(function).options(scheduling_strategy=here, num_cpus=1)
+    # Not `function` itself: a partial, or an object that is called, is no function to Ray.
+    task = ray.remote(lambda item: function(item)).options(scheduling_strategy=here, num_cpus=1)
     window = 4 * (os.cpu_count() or 1)
     pending = [task.remote(item) for item in work[:window]]
     for position in range(len(work)):

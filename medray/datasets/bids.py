@@ -136,6 +136,10 @@ def _with_masks(cfg: Config, root: Path, images: Mapping[str, Mapping[str, Path]
                 refs.append(CaseRef(case_id, file, (), subject, label_map=fitting[0]))
             else:
                 lone.append(case_id)
+    shared = [mask for mask, count in Counter(ref.label_map for ref in refs).items() if count > 1 and mask]
+    if shared:
+        detail = f"{len(shared)} label maps fit several images: {some([mask.name for mask in shared])}"
+        raise InputError("ambiguous_label", detail, "name them with every entity (run-, acq-, ...) of their image")
     if lone:
         detail = f"{len(lone)} images have no label map *_{cfg.mask_suffix} in derivatives/{cfg.masks}: {some(lone)}"
         raise InputError("missing_partner", detail, "add them, or take the images away")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from medray.imaging.dicom.series import SeriesInfo
 
 EXPECTS = "a folder with DICOM files at any depth"
-"""Modalities (PS3.3 C.7.3.1.1.1) whose series hold no images of a patient."""
 
 
 def _expression(pattern: str | None) -> str | None:
@@ -76,7 +75,7 @@ def scan(cfg: Config) -> Dataset:
 
     Raises:
         ConfigError: no folder, no table or no column in it.
-        InputError: `ambiguous_series`, `ambiguous_label`, `missing_series`, `mixed_patients`, `no_cases`, and
+        InputError: `ambiguous_series`, `ambiguous_label`, `missing_series`, `no_cases`, and
             those of tables.
     """
     # Imported where needed: who lists a folder of PNG does not pay for pydicom.
@@ -89,10 +88,12 @@ def scan(cfg: Config) -> Dataset:
     labels = open_labels(cfg, cfg.labels) if cfg.labels else None
     images = [info for info in found if info.is_image]
     row_of = labels.rows_of(images, root) if labels else {}
-    maps = _label_maps(cfg, found, {info.uid for info in images})
+    maps = {} if labels else _label_maps(cfg, found, {info.uid for info in images})
     kept, left = _choose(cfg, images, row_of if labels else maps or None)
     named = [info for info in found if info.uid]
     nameless = [file for info in found if not info.uid for file in info.files]
+    if labels:
+        left["label maps, since the table of labels counts"] = sum(info.is_label_map for info in named)
     left["series without images"] = sum(not info.is_image and not info.is_label_map for info in named)
     loose = [] if labels or maps else nameless
     if not kept and not loose:
@@ -208,13 +209,8 @@ def _check_one_per(one_per: str | None, kept: Sequence[SeriesInfo], row_of: Mapp
 
 
 def _check_kept(kept: Sequence[SeriesInfo], maps: Mapping[str, Sequence[Path]]) -> None:
-    """Raise where two patients share a series, or several label maps refer to one."""
-    times = Counter(info.uid for info in kept)
-    shared = sum(count > 1 for count in times.values())
-    if shared:
-        detail = f"{shared} of {len(times)} series have files of more than one patient"
-        raise InputError("mixed_patients", detail, "correct PatientID, or take the foreign files out")
-    several = sum(len(maps.get(uid, ())) > 1 for uid in times)
+    """Raise where several label maps refer to one series."""
+    several = sum(len(maps.get(info.uid, ())) > 1 for info in kept)
     if several:
         detail = f"{several} of {len(kept)} series have several label maps (SEG or RTSTRUCT)"
         raise InputError("ambiguous_label", detail, "keep one for each series, or set dataset.label_maps")

@@ -120,7 +120,7 @@ def walk(folder: Path | str, ignored: Counter[str], wanted: Callable[[str], bool
     yield from images
     for name in folders:
         below = os.path.join(folder, name)  # noqa: PTH118 (100k of them)
-        if os.path.islink(below) and os.path.realpath(folder).startswith(os.path.realpath(below)):  # noqa: PTH114
+        if Path(below).is_symlink() and Path(folder).resolve().is_relative_to(Path(below).resolve()):
             raise InputError("folder_loop", f"'{below}' is a link to a folder above itself", "remove the link")
         for image in walk(below, ignored, wanted):
             yield f"{name}/{image}"

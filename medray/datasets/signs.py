@@ -13,7 +13,7 @@ from medray.datasets.files import IMAGE_SUFFIXES, MASK_FOLDERS, SPLIT_NAMES, som
 from medray.datasets.seen import FIRST_FILES, Seen, has_columns, has_keys, is_dicom
 from medray.datasets.tables import IMAGE_ALIASES
 
-TABLES = (".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv")
 COCO_KEYS = ("images", "annotations", "categories")
 CLASS_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".dcm")
 TAKEN = frozenset(

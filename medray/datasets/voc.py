@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,9 +152,10 @@ def _read(file: Path) -> _Annotation:
 def _number(text: str | None) -> float:
     """The number that a text is, or not a number."""
     try:
-        return float(text or "nan")
+        number = float(text or "nan")
     except ValueError:
-        return float("nan")
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def _box(item: _Object, target: int, cfg: Config) -> Box:

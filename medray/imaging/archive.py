@@ -72,7 +72,7 @@ def _unzip(content: bytes, limits: Limits) -> Iterator[Member]:
             _check_total(len(infos), sum(info.file_size for info in infos), len(content), limits)
             for info in infos:
                 if not info.is_dir():
-                    yield info.filename, archive.read(info)
+                    yield info.filename, _inflate(archive, info)
     except zipfile.BadZipFile as error:
         code = "checksum" if "CRC" in str(error) else "corrupt"
         raise InputError(code, "the archive is damaged", "make or copy it again") from None
@@ -80,6 +80,15 @@ def _unzip(content: bytes, limits: Limits) -> Iterator[Member]:
         raise InputError("truncated", "a member of the archive ends too early") from None
     except (zlib.error, NotImplementedError, UnicodeDecodeError, ValueError, RuntimeError):
         raise InputError("corrupt", "a member of the archive is damaged", "make or copy it again") from None
+
+
+def _inflate(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member's content, never more than one byte beyond what it announces; ZipFile.read would inflate all first."""
+    with archive.open(info) as stream:
+        content = stream.read(info.file_size + 1)
+    if len(content) != info.file_size:
+        raise InputError("corrupt", "a member of the archive has another size than it announces")
+    return content
 
 
 def _directory(content: bytes) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 import time
@@ -10,6 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from medray.cluster import Mapper, home
 from medray.config import EXPERIMENTS, ConfigError, Experiment, load, plugins
@@ -25,6 +28,8 @@ NEUTRAL = ("split={}", "preprocess={}", "augment={}", "dataset.name=auto")
 """What a path alone means: none of the default experiment's own data settings, and whatever layout is there."""
 SAY_EVERY_S = 10.0
 REDRAW_EVERY_S = 0.2
+MOST_PIXELS, MOST_VOXELS = 224, 96
+"""Longest edge of the grid that is proposed, for pictures and for volumes."""
 
 
 def examine(
@@ -46,13 +51,15 @@ def examine(
         read: as for `check`.
 
     Raises:
-        ConfigError: wrong settings, no such data, or `out` lies inside the data.
+        ConfigError: wrong settings, no such data, `out` inside the data, or `manifest` not above all of the files.
     """
+    if manifest is not None and not manifest.absolute().parent.is_dir():
+        raise ConfigError([f"--manifest: there is no folder '{manifest.absolute().parent}'"])
     experiment = experiment_of(data, settings)
     place: Path | None = getattr(experiment.dataset, "path", None)
     folder = report_folder(place, experiment.name, out)
     done = check(experiment, mapper, read, Meter())
-    command = next_command(done, data, settings)
+    when, command = next_command(done, data, settings)
     sys.stderr.write(f"check of {printable(str(place or experiment.name))}\n{as_text(done)}")
     folder.mkdir(parents=True, exist_ok=True)
     files = {"csv": folder / "check.csv", "html": folder / "check.html"}
@@ -62,7 +69,9 @@ def examine(
     files["html"].write_text(render(page), encoding="utf-8", errors="backslashreplace")
     if manifest is not None:
         _list_files(done, manifest)
-    sys.stderr.write(f"report: {files['html']}   each case: {files['csv']}\nnext:  {command}\n")
+    sys.stderr.write(
+        f"report: {files['html']}   each case: {files['csv']}\nnext{f', {when}' * bool(when)}:\n  {command}\n"
+    )
     return {
         "verdict": headline(done),
         "ready": not done.errors and bool(done.survey.readable),
@@ -79,9 +88,12 @@ def examine(
 
 def _list_files(done: Check, manifest: Path) -> None:
     """Write the manifest of the checked dataset; its names are relative to where it lies."""
+    root, files = manifest.absolute().parent, dataset_files(done.survey.dataset.refs)
+    if not all(file.is_relative_to(root) for file in files):
+        raise ConfigError([f"--manifest: files of the dataset lie outside of '{root}'; put it into or above the data"])
     cache = home() / "stores" / HASHES
     cache.parent.mkdir(parents=True, exist_ok=True)
-    write_manifest(dataset_files(done.survey.dataset.refs), manifest.absolute().parent, manifest.absolute(), cache)
+    write_manifest(files, root, manifest.absolute(), cache)
     sys.stderr.write(f"manifest: {manifest}; a training verifies it with dataset.manifest={manifest}\n")
 
 
@@ -125,24 +137,36 @@ def report_folder(data: Path | None, name: str, out: Path | None) -> Path:
     return home() / "checks" / title if inside else here
 
 
-def next_command(done: Check, data: str, settings: Sequence[str]) -> str:
-    """What to type next: train, or this check again when the errors are mended."""
+def next_command(done: Check, data: str, settings: Sequence[str]) -> tuple[str, str]:
+    """(when, what) to type next: train, or this check again when the errors are mended."""
     words = [shlex.quote(word) for word in settings]
     if done.errors or not done.survey.readable:
-        return " ".join(["medray check", shlex.quote(data), *words]) + "   when that is mended"
+        return "when that is mended", " ".join(["medray check", shlex.quote(data), *words])
     dataset = done.survey.dataset
-    if (
-        not dataset.multilabel
-        and not any(ref.target for ref in dataset.refs)
-        and "segmentation" not in plugins("tasks")
-    ):
-        return f"medray config list   (no class per case, and the tasks are so far: {', '.join(plugins('tasks'))})"
+    labelled = dataset.multilabel or any(ref.target for ref in dataset.refs)
+    if not labelled and "segmentation" not in plugins("tasks"):
+        return f"no class per case, and the tasks are so far {', '.join(plugins('tasks'))}", "medray config list"
     path = Path(data).expanduser()
-    if path.exists() and path.suffix not in (".yaml", ".yml"):
-        named = [] if any(word.startswith("dataset.name=") for word in settings) else ["dataset.name=auto"]
-        words = [*named, shlex.quote(f"dataset.path={path.absolute()}"), *words]
-        return " ".join(["medray train", *words])
-    return " ".join(["medray train", shlex.quote(data), *words])
+    if not path.exists() or path.suffix in (".yaml", ".yml"):
+        return "", " ".join(["medray train", shlex.quote(data), *words])
+    given = {word.partition("=")[0].split(".")[0] for word in settings}
+    named = [] if any(word.startswith("dataset.name=") for word in settings) else ["dataset.name=auto"]
+    named.append(shlex.quote(f"dataset.path={path.absolute()}"))
+    # The default experiment is made for its phantoms: another data set needs its own grid.
+    title = re.sub(r"[^A-Za-z0-9_.-]", "-", path.absolute().name.split(".")[0]).lstrip("_.-") or "mine"
+    fitting = {"name": title, "preprocess": _preprocess_for(done), "augment": "{}"}
+    words += [shlex.quote(f"{section}={value}") for section, value in fitting.items() if section not in given]
+    return "", " ".join(["medray train", *named, *words])
+
+
+def _preprocess_for(done: Check) -> str:
+    """A grid on which most images are shown whole and a network of any family fits: in multiples of 32."""
+    shapes = [done.survey.cases[row].shape for row in done.survey.readable]
+    rank = Counter(map(len, shapes)).most_common(1)[0][0]
+    edges = np.median([shape for shape in shapes if len(shape) == rank], axis=0)
+    most = MOST_PIXELS if rank == 2 else MOST_VOXELS
+    size = [min(most, max(32, 32 * round(edge / 32))) for edge in edges.tolist()]
+    return f"{{channels: gray, size: {size}, intensity: {{method: percentile}}}}"
 
 
 class Meter:

@@ -68,7 +68,7 @@ class Measured:
     """(64, 64) uint8, the image or RAS+ volume between its percentiles 0.5 and 99.5."""
     label_sha256: str = ""
     voxels: tuple[int, ...] = ()
-    """Label voxels of each class; empty without a label map."""
+    """Label voxels of each legal value (see `Survey.voxels`); empty without a label map."""
 
     @property
     def readable(self) -> bool:
@@ -101,7 +101,12 @@ class Survey:
         ref = self.dataset.refs[row]
         if ref.boxes:
             return tuple(sorted({box.target for box in ref.boxes}))
-        return ref.target or tuple(label for label, count in enumerate(self.cases[row].voxels) if label and count)
+        held = zip(self.dataset.legal_values, self.voxels(row), strict=False)
+        return ref.target or tuple(label for label, (value, count) in enumerate(held) if value and count)
+
+    def voxels(self, row: int) -> tuple[int, ...]:
+        """Label voxels of each class of a case, without those that nobody labelled; empty without a label map."""
+        return self.cases[row].voxels[: len(self.dataset.classes)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def as_csv(check: Check) -> str:
         cells = [ref.case_id, ref.subject_id, survey.places[row], names, code, marks, "|".join(case.warnings)]
         values = asdict(case) if case.readable else {}
         cells += [_cell(values.get(name, "")) for name in measures]
-        cells += [str(count) for count in case.voxels or [""] * len(labels)] if labels else []
+        cells += [str(count) for count in survey.voxels(row) or [""] * len(labels)] if labels else []
         table.writerow([*cells, case.sha256])
     return text.getvalue()
 
@@ -188,7 +188,7 @@ def _figures(survey: Survey) -> Iterator[Picture]:
     yield Picture(census.edges([case.shape for case in alike], measured, "mm"), "Shape and spacing")
     columns = ([case.p01 for case in cases], [case.mean for case in cases], [case.p99 for case in cases])
     yield Picture(census.intensities(*columns), "Intensities")
-    labelled = [case.voxels[first:] for case in cases if case.voxels]
+    labelled = [case.voxels[first : len(names)] for case in cases if case.voxels]
     if labelled and len(names) <= census.MOST_CLASSES:
         yield Picture(census.label_volumes(labelled, names[first:]), "Size of each class in its label maps")
 

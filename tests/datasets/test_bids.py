@@ -108,6 +108,12 @@ def test_one_label_map_per_image(tmp_path: Path) -> None:
     assert dataset.refs[0].label_map == tmp_path / f"derivatives/manual/{other}.nii.gz"
 
 
+def test_a_label_map_of_one_run_is_not_that_of_the_image_without(tmp_path: Path) -> None:
+    images = [f"sub-01/anat/sub-01{run}_T1w.nii.gz" for run in ("", "_run-2")]
+    write(tmp_path, *images, "derivatives/manual/sub-01/anat/sub-01_run-2_dseg.nii.gz")
+    assert "fit several images" in refuse(tmp_path, "ambiguous_label", masks="manual", classes=("none", "lesion"))
+
+
 def test_label_maps_need_names(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="must name their values"):
         Config(path=tmp_path, masks="manual")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from medray.config import ConfigError
 from medray.datasets.dicom import Config
 from medray.datasets.scan import scan
+from medray.imaging.reader import read as read_image
 from medray.types import CaseRef, Dataset, InputError, SeriesRef
 
 
@@ -155,9 +156,10 @@ def test_label_maps(tree: Path, modality: str) -> None:
 
 
 def test_label_maps_beside_a_table(tree: Path) -> None:
-    mask = label_map(tree / "mask", "1.1.3", "1.9")
+    label_map(tree / "mask", "1.1.3", "1.9")
     dataset = read(tree, "series,label\n1.1.3,a\n1.2.3,b\n")
-    assert [(ref.target, ref.label_map) for ref in dataset.refs] == [((0,), mask), ((1,), None)]
+    assert [(ref.target, ref.label_map) for ref in dataset.refs] == [((0,), None), ((1,), None)]
+    assert any("1 label maps, since the table of labels counts" in note for note in dataset.notes)
 
 
 def test_label_maps_of_other_images_and_reports_are_no_cases(tree: Path) -> None:
@@ -209,7 +211,9 @@ def test_foreign_and_damaged_files(tree: Path) -> None:
 def test_two_patients_in_one_series(tmp_path: Path) -> None:
     series(tmp_path / "a", "1.3", "p")
     series(tmp_path / "b", "1.3", "q")
-    assert "1 of 1 series" in refuse(tmp_path, "mixed_patients")
+    (ref,) = read(tmp_path).refs
+    with pytest.raises(InputError, match="mixed_patients"):
+        read_image(ref.source)
 
 
 def test_real_ct_with_its_segmentation(shared_data: Path) -> None:

@@ -124,6 +124,11 @@ def test_size_that_nobody_gives(tmp_path: Path) -> None:
     assert any("do not give the image's size" in note for note in scan(Config(path=write(tmp_path, {"a": text}))).notes)
 
 
+def test_a_size_that_is_no_number_is_not_given(tmp_path: Path) -> None:
+    text = annotation(GOOD).replace("<width>200</width>", "<width>inf</width>")
+    assert scan(Config(path=write(tmp_path, {"a": text}))).refs[0].boxes
+
+
 def test_classes_can_be_given(tmp_path: Path) -> None:
     dataset = read(tmp_path, GOOD, classes=("nucleus", "cell"))
     assert dataset.refs[0].boxes[0].target == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,18 @@ def test_one_image_is_decoded_by_whoever_knows_it() -> None:
     with pytest.raises(InputError, match="holds 2 files"):
         archive.read(zipped({"a.xyz": b"a", "b.xyz": b"b"}), "case", DEFAULT_LIMITS, decode)
     assert archive.read(zipped({"1": SLICES["exam/IM0"]}), "case", DEFAULT_LIMITS, read).image.shape == (1, 6, 5)
+
+
+def test_a_member_is_not_inflated_beyond_what_it_announces() -> None:
+    packed = bytearray(zipped({"scan.xyz": bytes(64 << 20)}))
+    for signature, at in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+        place = packed.index(signature) + at
+        packed[place : place + 4] = (100).to_bytes(4, "little")
+    tracemalloc.start()
+    assert refused(bytes(packed), Limits(max_decompressed_bytes=1 << 20)) in ("corrupt", "checksum")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_a_damaged_slice_is_not_taken_for_a_foreign_file() -> None:

@@ -174,6 +174,33 @@ def test_axes_point_where_they_should_whichever_end_comes_first(
     assert case.spacing == pytest.approx((0.7, 0.8, 3.0))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"SliceThickness": 5}, {"SliceThickness": 1.5}),
+        ({"EchoTime": 20}, {"EchoTime": 80}),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"]}, {"ImageType": ["DERIVED", "SECONDARY", "MIP"]}),
+    ],
+)
+def test_two_stacks_of_one_name_that_interlock_are_not_one_of_half_the_step(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    files = series(noise(4), step=(0, 0, 3), first=(0, 0, 0), **one)
+    between = series(noise(4), step=(0, 0, 3), first=(0, 0, 1.5), number=1, **other)
+    assert read(files).image.shape[-1] == read(between).image.shape[-1] == 4
+    with pytest.raises(InputError, match="mixed_series"):
+        read([*files, *between])
+
+
+def test_patients_without_an_id_are_told_by_name_and_birth() -> None:
+    files = series(noise(4), PatientID="", PatientName="Doe^Jane", PatientBirthDate="19500101")
+    assert read(files).image.shape[-1] == 4
+    other = changed(files[0], PatientName="Roe^Jim")
+    with pytest.raises(InputError, match="mixed_patients") as caught:
+        read([*files[1:], other])
+    assert "Roe" not in str(caught.value)
+
+
 def test_positions_of_zero_are_positions() -> None:
     case = read(series(noise(3), first=(0, 0, 0), step=(0, 0, -1)))
     np.testing.assert_allclose(case.affine[:3, 3], [0, 0, -2])
@@ -186,6 +213,8 @@ def test_positions_of_zero_are_positions() -> None:
         ({"SeriesInstanceUID": "1.2.9"}, "mixed_series"),
         ({"PatientID": "P2", "SeriesInstanceUID": "1.2.9"}, "mixed_patients"),
         ({"SeriesInstanceUID": None}, "bad_header"),
+        ({"Modality": "CT"}, "mixed_series"),
+        ({"FrameOfReferenceUID": "1.2.77"}, "mixed_series"),
         ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "mixed_orientation"),
         ({"ImageOrientationPatient": [1, 0, 0, 0, 2, 0]}, "bad_affine"),
         ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, "bad_affine"),
@@ -479,7 +508,7 @@ def test_find_describes_series_by_headers_alone(tmp_path: Path) -> None:
     write(tmp_path / "a", [file[:-40] for file in plain])
     echoes = [f for n in (1, 2) for f in series(noise(3), number=n, EchoNumbers=n, SeriesInstanceUID="1.2.20")]
     write(tmp_path / "b", echoes)
-    write(tmp_path / "c", [changed(plain[0], PatientID="P2")])
+    write(tmp_path / "c", [changed(plain[0], PatientID="P2", SeriesInstanceUID="1.2.25")])
     write(tmp_path / "e", plain)
     reference = item(SeriesInstanceUID="1.2.2")
     seg = dataset(noise(2), Modality="SEG", SeriesInstanceUID="1.2.30", ReferencedSeriesSequence=[reference])
@@ -498,7 +527,7 @@ def test_find_describes_series_by_headers_alone(tmp_path: Path) -> None:
     assert told == [
         ("1.2.2", "P1", "MR", 6, 1, ""),
         ("1.2.20", "P1", "MR", 6, 2, ""),
-        ("1.2.2", "P2", "MR", 1, 1, ""),
+        ("1.2.25", "P2", "MR", 1, 1, ""),
         ("1.2.30", "P1", "SEG", 1, 1, "1.2.2"),
         ("1.2.31", "P1", "RTSTRUCT", 1, 1, "1.2.2"),
         ("1.2.32", "P1", "SEG", 1, 1, ""),

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,17 @@ def test_a_clean_set(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[s
     assert Path(result["html"]).read_text().startswith("<!DOCTYPE html>")
     assert "Ready to train" in said
     assert "note: no subject column" in said
-    assert result["next"] == f"medray train dataset.path={data} dataset.name=folder"
-    assert f"next:  {result['next']}" in said
+    assert f"next:\n  {result['next']}\n" in said
+
+
+@pytest.mark.usefixtures("database", "here")
+def test_the_next_command_runs_as_it_is_printed(tmp_path: Path) -> None:
+    """On its own grid, under its own name."""
+    program, *words = shlex.split(run(str(draw_set(tmp_path / "chest")))[1]["next"])
+    assert program == "medray"
+    stdout = io.StringIO()
+    assert answer(cli.app, [*words, "train.epochs=1", "scaling.workers=1"], stdout) == 0
+    assert json.loads(stdout.getvalue().splitlines()[-1])["model"] == "chest/1"
 
 
 def test_a_set_that_spoils_a_training(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +88,8 @@ def test_a_set_that_spoils_a_training(tmp_path: Path, here: Path, capsys: pytest
     assert result["findings"] == {"unsupported_type": 1}
     assert "error    unsupported_type (1 case: class0/00.png)" in said
     assert "mend:" in said
-    assert "when that is mended" in result["next"]
+    assert "next, when that is mended:\n  medray check" in said
+    assert result["next"].startswith("medray check")
     assert Path(result["html"]) == here / "report/check.html"
     assert "<b>" not in Path(result["html"]).read_text().replace("<b>Mend:</b>", "")
     code, result = run(str(data), "dataset.name=folder", "dataset.max_bad_fraction=0.1")

@@ -394,6 +394,22 @@ def test_a_label_map_of_a_set_without_classes_is_read_all_the_same(clean_volumes
     assert found.label_sha256
 
 
+def test_voxels_that_nobody_labelled_are_of_no_class(clean_volumes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "Dataset001_Ignore"
+    for kind, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (root / kind).mkdir(parents=True)
+        for number in range(8):
+            shutil.copy(clean_volumes / kind / f"{number:02d}.nii.gz", root / kind / f"{number:02d}{ending}")
+    tree = {"channel_names": {"0": "CT"}, "numTraining": 8, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps({**tree, "labels": {"background": 0, "organ": 1, "ignore": 2}}))
+    done = check(experiment("nnunet", root))
+    assert done.survey.labels(0) == (1,)
+    rows = list(csv.DictReader(io.StringIO(as_csv(done))))
+    assert set(rows[0]) >= {"voxels background", "voxels organ"}
+    assert rows[0]["classes"] == "organ"
+    assert as_page(done, "set", "next").sheets
+
+
 def test_orientation_letters() -> None:
     affine = np.zeros((4, 4))
     affine[0, 1], affine[1, 2], affine[2, 0], affine[3, 3] = -2, 1, -1, 1

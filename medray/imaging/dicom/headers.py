@@ -38,6 +38,8 @@ class Header:
     part: Path | bytes
     """The file."""
     patient_id: str
+    person: str
+    """The PatientID or, without one, name and birth date: to tell two patients apart, never to be shown."""
     uid: str
     """SeriesInstanceUID."""
     study_uid: str
@@ -64,6 +66,8 @@ def read_header(part: Path | bytes, number: int, limits: Limits) -> Header | Non
         return Header(
             part=part,
             patient_id=text(data, "PatientID"),
+            person=text(data, "PatientID")
+            or " ".join(text(data, keyword) for keyword in ("PatientName", "PatientBirthDate")).casefold().strip(),
             uid=text(data, "SeriesInstanceUID"),
             study_uid=text(data, "StudyInstanceUID"),
             instance_uid=text(data, "SOPInstanceUID"),

@@ -22,8 +22,9 @@ from medray.types import InputError
 
 NUMBERS = (
     *("TemporalPositionIdentifier", "AcquisitionNumber", "InstanceNumber", "EchoNumbers", "EchoTime"),
-    *("DiffusionBValue", "TriggerTime"),
+    *("DiffusionBValue", "TriggerTime", "SliceThickness"),
 )
+SETUP = ("Modality", "FrameOfReferenceUID", "ConvolutionKernel")
 MOMENTS = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
 """Times of day, and the date that tells the one after midnight."""
 FRAME_LABELS = (
@@ -76,7 +77,7 @@ def planes(data: Dataset, file: int, limits: Limits) -> tuple[Plane, ...]:
         position=numbers(data, "ImagePositionPatient"),
         labels=_labels(data),
         kind=tuple(value for value in _texts(data, "ImageType") if not ORDINAL.fullmatch(value)),
-        kernel=_texts(data, "ConvolutionKernel"),
+        setup=tuple(value for keyword in SETUP for value in (*_texts(data, keyword), "")),
     )
     return tuple(_tiles(data, plane)) if "MOSAIC" in _texts(data, "ImageType") else (plane,)
 
@@ -172,7 +173,7 @@ def _tiles(data: Dataset, mosaic: Plane) -> Iterator[Plane]:
             position=tuple((first + tile * step[0] * np.array(normal)).tolist()),
             labels=mosaic.labels,
             kind=mosaic.kind,
-            kernel=mosaic.kernel,
+            setup=mosaic.setup,
         )
 
 

@@ -53,11 +53,11 @@ class SeriesInfo:
 def find(files: Iterable[Path], limits: Limits = DEFAULT_LIMITS) -> tuple[SeriesInfo, ...]:
     """The series among `files`, by their headers alone, in the order of their first paths.
 
-    What is no DICOM is left out. Two patients in one SeriesInstanceUID are two series of that name. A DICOM file
+    What is no DICOM is left out. Two patients in one SeriesInstanceUID are one series, which `read` refuses. A file
     whose header cannot be read or names no series goes with the only series of its folder, which `read` then
     refuses: without it the volume could end early and look whole. Elsewhere it is a series of its own.
     """
-    found: dict[tuple[str, str], list[Header]] = {}
+    found: dict[str, list[Header]] = {}
     unreadable: list[Path] = []
     for number, path in enumerate(sorted(map(Path, files))):
         try:
@@ -68,7 +68,7 @@ def find(files: Iterable[Path], limits: Limits = DEFAULT_LIMITS) -> tuple[Series
             unreadable.append(path)
             continue
         if header is not None:
-            found.setdefault((header.patient_id, header.uid), []).append(header)
+            found.setdefault(header.uid, []).append(header)
     infos = [_describe(headers) for headers in found.values()]
     nameless = [*unreadable, *(file for info in infos if not info.uid for file in info.files)]
     infos = [info for info in infos if info.uid]
@@ -162,7 +162,7 @@ def _planes(headers: Iterable[Header]) -> list[Plane]:
 def _one_series(headers: list[Header]) -> list[Header]:
     """Those of the one image series. Raises mixed_patients, no_pixel_data, mixed_series."""
     images = [header for header in headers if header.planes]
-    patients = {header.patient_id for header in images} | {header.patient_id for header in headers if header.patient_id}
+    patients = {header.person for header in images} | {header.person for header in headers if header.person}
     if len(patients) > 1:
         raise InputError(
             "mixed_patients", f"the files belong to {len(patients)} patients", "give the files of one patient"
@@ -211,9 +211,8 @@ def _volumes(planes: list[Plane]) -> tuple[Volume, ...]:
 def _pick(volumes: tuple[Volume, ...], time: int | None) -> Volume:
     count, thing = len(volumes), "volumes" if len(volumes[0]) > 1 else "images"
     if time is None and count > 1:
-        raise InputError(
-            "time_series", f"the series holds {count} {thing}, one is expected", "SeriesRef(files, time=0)"
-        )
+        hint = "dataset.time=0, or SeriesRef(files, time=0)"
+        raise InputError("time_series", f"the series holds {count} {thing}, one is expected", hint)
     if time is not None and not 0 <= time < count:
         raise InputError("index_out_of_range", f"time {time} of a series of {count} {thing}")
     return volumes[time or 0]

@@ -40,8 +40,8 @@ class Plane:
     """What may tell the volumes of a 4D series apart, as far as the file says it (see stacks.TIMES)."""
     kind: tuple[str, ...] = ()
     """ImageType: may not differ between the images of one position, which are no volumes of one kind then."""
-    kernel: tuple[str, ...] = ()
-    """ConvolutionKernel: may not differ between the slices of a series."""
+    setup: tuple[str, ...] = ()
+    """Modality, frame of reference and kernel: may not differ between the slices of a series."""
 
 
 Volume = tuple[Plane, ...]

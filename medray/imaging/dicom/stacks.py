@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ TIMES = (
     "DimensionIndexValues",
 )
 """Attributes that say by their value to which volume of a 4D series a slice belongs; the first that does is taken."""
+ONE_VALUE = ("EchoTime", "SliceThickness")
+"""Attributes with one value in a plain series."""
 CLOCKS = ("TriggerTime", "AcquisitionTime", "ContentTime")
 """Attributes that put the slices of one position in the order of time, but differ between positions."""
 
@@ -36,7 +39,7 @@ def volumes(planes: Sequence[Plane]) -> tuple[Volume, ...]:
     """The complete stacks that `planes` are, in the order of time; one for a plain series.
 
     Raises missing_geometry, bad_affine, mixed_orientation, inconsistent_size, non_uniform_spacing (of pixels),
-    mixed_series (several kernels, or kinds of image at one position), duplicate_slices, missing_slices (of one
+    mixed_series (several kernels, kinds of image, echo times, ...), duplicate_slices, missing_slices (of one
     time point).
     """
     _check_alike(planes)
@@ -48,7 +51,9 @@ def volumes(planes: Sequence[Plane]) -> tuple[Volume, ...]:
     for index in order:
         stacks[place[index]].append(int(index))
     if len(stacks) == len(planes):
-        return (tuple(planes[index] for index in order),)
+        volume = tuple(planes[index] for index in order)
+        _check_one_kind(volume)
+        return (volume,)
     _check_counts(planes, stacks, depth - depth.min())
     # What was never measured is often written as 0; then only an attribute of nothing but time makes it a cine.
     placed = any(value for plane in planes for value in plane.position)
@@ -98,10 +103,10 @@ def _check_alike(planes: Sequence[Plane]) -> None:
     if other.any():
         sizes = " and ".join(f"{rows} x {columns}" for rows, columns in sorted({plane.size for plane in planes})[:4])
         raise InputError("inconsistent_size", f"slices of {sizes} pixels in one series")
-    if len({plane.kernel for plane in planes}) > 1:
+    if len({plane.setup for plane in planes}) > 1:
         raise InputError(
             "mixed_series",
-            "one SeriesInstanceUID holds slices of several reconstruction kernels",
+            "one SeriesInstanceUID holds slices of several modalities, frames of reference or reconstruction kernels",
             "give one reconstruction at a time",
         )
     if (np.abs(spacing - spacing[0]) > SAME_DIRECTION * spacing[0]).any():
@@ -128,6 +133,26 @@ def _check_counts(planes: Sequence[Plane], stacks: list[list[int]], depth: Array
             raise InputError(
                 code, f"{len(stack)} slices at {depth[stack[0]]:.2f} mm from the first, {usual} at most positions"
             )
+
+
+def _check_one_kind(volume: Volume) -> None:
+    """Raise where two series of one name lie between each other, slice by slice, and look like one of half the step."""
+    for name in ONE_VALUE:
+        values = {round(value, 2) for plane in volume if isinstance(value := plane.labels.get(name), float)}
+        if len(values) > 1:
+            raise InputError(
+                "mixed_series",
+                f"one SeriesInstanceUID holds slices with {len(values)} values of {name} at different positions",
+                "give one stack of slices at a time",
+            )
+    kinds = [plane.kind for plane in volume]
+    changes = sum(one != other for one, other in itertools.pairwise(kinds))
+    if changes >= len(set(kinds)) > 1:
+        raise InputError(
+            "mixed_series",
+            f"one SeriesInstanceUID holds images of {len(set(kinds))} types that lie between each other",
+            "give one reconstruction at a time",
+        )
 
 
 def _splits(planes: Sequence[Plane], stacks: list[list[int]], placed: bool) -> list[list[list[int]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import errno
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ from medray.imaging.isolation import confinement, exchange
 from medray.imaging.limits import DEFAULT_LIMITS, Limits
 from medray.imaging.reader import read
 from medray.types import Case, InputError, Source
+
+logger = logging.getLogger(__name__)
 
 START_S = 120.0
 """A worker that has not started by then, on a busy machine, never will."""
@@ -179,12 +182,14 @@ class _Worker:
         if self.ready:
             return
         try:
-            exchange.receive(self.link, exchange.MAX_ANSWER_BYTES, time.monotonic() + START_S)
+            said = exchange.receive(self.link, exchange.MAX_ANSWER_BYTES, time.monotonic() + START_S)
         except (TimeoutError, ConnectionError):
             raise RuntimeError(
                 "the decoder's worker does not start; to see why, run: python -m medray.imaging.isolation.decoder"
             ) from None
         self.ready = True
+        if not said.get("confined"):
+            logger.warning("decoding is limited, but not confined: this Linux has no Landlock (5.13)")
 
     def stop(self, patience_s: float) -> int:
         """Close the link, which is the sign to end, and give the exit status; kill what has not ended in time."""

@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlparse
 from mlflow.tracking import MlflowClient
 
 from medray.cluster import home
+from medray.config import ConfigError
 from medray.pipeline.store import HASHES
 from medray.tracking import pseudonyms
 from medray.tracking.run import client
@@ -82,9 +83,16 @@ def erase(
         also: folders with reports or predictions outside medray's home.
         dry_run: only say what would be removed.
 
+    Raises:
+        ConfigError: no subject is named, or a folder of `also` does not exist.
+
     Returns:
         found, removed, models, left, sources, not_searched, proof: ids in it are pseudonyms.
     """
+    if not subject.strip():
+        raise ConfigError(["--subject: name the subject, a case, or the pseudonym of either"])
+    if lost := [str(folder) for folder in also if not folder.exists()]:
+        raise ConfigError([f"--also: {', '.join(lost)} does not exist"])
     secret = pseudonyms.key()
     mlflow = client(tracking)
     artifacts, remote = _artifacts(mlflow)

@@ -514,6 +514,18 @@ def test_a_file_that_cannot_be_read_is_refused_and_the_others_are_not(
     assert "a.dcm" not in report.files[0].detail
 
 
+def test_a_lost_slice_is_refused_and_a_foreign_file_left_out(tmp_path: Path) -> None:
+    """Whoever counts on the exit code must not lose a slice without a word."""
+    source = tmp_path / "in"
+    source.mkdir()
+    lost = {"cut.dcm": b"", "IM0007": b"", "bare": b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100", "a.png": b"nothing"}
+    for name, content in {**lost, "notes.txt": b"hello", "report.pdf": b"%PDF-1.4"}.items():
+        (source / name).write_bytes(content)
+    files = deidentify(source, tmp_path / "out", PROFILE).files
+    assert {item.source for item in files if item.status == "refused"} == set(lost)
+    assert {item.source for item in files if item.status == "left_out"} == {"notes.txt", "report.pdf"}
+
+
 def test_names_differ_where_suffixes_do(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.png", "a.PNG", "a.jpeg", "a.jpg"):
@@ -597,7 +609,7 @@ def test_real_series_stay_series(shared_data: Path, tmp_path: Path) -> None:
     """Every file is written or refused with a code, pixels are the same bytes, and files group as before."""
     report = run_tree(shared_data / "dicom", tmp_path / "out", Profile(KEY, "shift", allow_burned_in=True))
     assert report.count("written") > 200
-    assert set(report.refused) <= {"bad_header", "corrupt", "truncated"}
+    assert set(report.refused) <= {"bad_header", "corrupt", "truncated", "unsupported_type"}
     groups: dict[str, set[str]] = {}
     for item in report.files:
         if item.status == "written":

@@ -16,7 +16,7 @@ import pytest
 from conftest import draw_folder, tiny
 
 from medray import cli
-from medray.config import to_yaml
+from medray.config import ConfigError, to_yaml
 from medray.console import answer
 from medray.pipeline.prepare import prepare
 from medray.tracking import pseudonyms
@@ -215,6 +215,13 @@ def test_artifacts_elsewhere_are_said(database: Path) -> None:
     mlflow.create_experiment("far", artifact_location="s3://bucket/far")
     start(mlflow, "far", "run")
     assert any("s3://bucket" in text for text in erase("P7")["left"])
+
+
+@pytest.mark.parametrize(("subject", "also"), [("", ()), ("  ", ()), ("P7", (Path("/nope"),))])
+def test_who_and_where_must_be_named(home: Path, subject: str, also: tuple[Path, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"--subject|--also"):
+        erase(subject, also=also)
+    assert not (home / "erasures").exists()
 
 
 def test_numbers_are_no_names(home: Path, tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ from medray.imaging.limits import DEFAULT_LIMITS, Limits
 from medray.imaging.reader import SNIFF_BYTES, sniff
 from medray.types import InputError
 
+IMAGE_ENDINGS = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
+"""A file of such a name that is no image is a damaged one; of DICOM, `is_foreign` knows."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileOutcome:
@@ -77,7 +80,10 @@ def deidentify(
     names = [file.relative_to(root).as_posix() for file in _files(source)]
     if not names:
         raise ConfigError([f"'{source}' holds no file"])
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f"'{target}' cannot be made ({error.strerror})"]) from None
     one = partial(_one_file, root=root, target=target, profile=profile, limits=limits)
     return DeidReport(tuple(mapper(one, names)))
 
@@ -133,9 +139,17 @@ def _one_file(name: str, root: Path, target: Path, profile: Profile, limits: Lim
             raise InputError("duplicate_name", "another file has the same name but for its suffix") from None
         _check_written(written, cleaned)
     except InputError as error:
-        left_out = error.code in ("unsupported_type", "empty_file")
+        left_out = error.code in ("unsupported_type", "empty_file") and _is_of_another_kind(path)
         return FileOutcome(name, "left_out" if left_out else "refused", "", error.code, error.detail)
     return FileOutcome(name, "written", new, warnings=cleaned.warnings)
+
+
+def _is_of_another_kind(path: Path) -> bool:
+    """Whether a file that cannot be cleaned is no lost image, by its name and its first bytes."""
+    # Imported where needed: a tree of PNGs never pays for pydicom.
+    from medray.imaging.dicom.headers import first_bytes, is_foreign
+
+    return not path.name.lower().endswith(IMAGE_ENDINGS) and is_foreign(path.name, first_bytes(path))
 
 
 def _clean(path: Path, profile: Profile, limits: Limits) -> Cleaned:

@@ -43,14 +43,17 @@ def read_label(
     source: Path | SeriesRef | bytes,
     image: Case,
     values: Collection[int],
-    rois: Sequence[str] = (),
+    names: Sequence[str] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> Case:
     """The label map of `image`: image (1, *S) of the smallest unsigned dtype that holds `values`, on its grid.
 
-    `values` are the legal ones, background (0) included. Raises what `load` and `checked` raise.
+    `values` are the legal ones, background (0) included; `names` those of the first of them, by which the structures
+    of DICOM SEG and RTSTRUCT get their values: each file numbers them as it likes. Of an RTSTRUCT, which holds
+    planning regions too, only structures of these names are taken. Raises what `load`, `by_name` and `checked` raise.
     """
-    return checked(load(source, image, rois, limits), values)
+    label = load(source, image, names, limits)
+    return checked(by_name(label, dict(zip(names, values, strict=False))), values)
 
 
 def load(
@@ -58,8 +61,8 @@ def load(
 ) -> LabelMap:
     """Read the label of `image` with all that it holds: any format of `reader.read`, DICOM SEG, RTSTRUCT.
 
-    A volume whose axes are another order or direction of the same grid is turned onto the image's. `rois` choose
-    structures of an RTSTRUCT by name (see `rtstruct.read`). Raises InputError as the reader does, and:
+    A volume whose axes are another order or direction of the same grid is turned onto the image's. `rois` are the
+    structures that count of an RTSTRUCT (see `rtstruct.read`). Raises InputError as the reader does, and:
     non_integer_label, wrong_rank (one-hot or coloured), shape_mismatch, affine_mismatch, missing_affine (one of
     the two says where it is and the other does not). Does not judge the values: see `checked`.
     """
@@ -73,6 +76,25 @@ def load(
     # A label of one value is nothing odd, and background alone is said by `checked`.
     kept = tuple(warning for warning in said if warning != "constant_image")
     return LabelMap(replace(image, image=voxels, modality="SEG", warnings=kept), value_counts(voxels), names)
+
+
+def by_name(label: LabelMap, values: Mapping[str, int]) -> LabelMap:
+    """The label with the values that its structures have in `values` by their names.
+
+    As it is where the file names nothing, or `values` is empty. Raises unknown_class for a structure not among them.
+    """
+    if not label.names or not values:
+        return label
+    if unknown := [name for name in label.names.values() if name not in values]:
+        listed = ", ".join(map(repr, unknown[:NAMED_VALUES]))
+        hint = f"name it in the classes, which are {', '.join(values)}"
+        raise InputError("unknown_class", f"the label has {len(unknown)} structures of no class: {listed}", hint)
+    new = np.zeros(max(label.names) + 1, np.min_scalar_type(max(values.values())))
+    for value, name in label.names.items():
+        new[value] = values[name]
+    voxels = new[label.case.image]
+    names = {values[name]: name for name in label.names.values()}
+    return LabelMap(replace(label.case, image=voxels), value_counts(voxels), names)
 
 
 def checked(label: LabelMap, values: Collection[int]) -> Case:

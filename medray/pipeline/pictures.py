@@ -23,6 +23,7 @@ class Sitting:
 
     ref: CaseRef
     values: tuple[int, ...]
+    names: tuple[str, ...]
     read: Read
 
 
@@ -45,7 +46,7 @@ def planes(sitting: Sitting) -> Planes | None:
     except InputError:
         return None
     try:
-        label = label_of(sitting.ref, case, sitting.values)
+        label = label_of(sitting.ref, case, sitting.values, sitting.names)
     except InputError:
         label = None
     if case.spatial_dims == 2:

@@ -116,6 +116,8 @@ class Chunk:
     refs: tuple[CaseRef, ...]
     values: tuple[int, ...]
     """What a label map holds for each class of the dataset."""
+    names: tuple[str, ...]
+    """The classes."""
     read: Read
 
 
@@ -128,10 +130,10 @@ def chunks(dataset: Dataset, read: Read) -> Iterator[Chunk]:
         # Rows of an array file are small, however large the file is.
         size += 0 if isinstance(ref.source, ArrayRef) else sum(_size(file) for file in files_of(ref))
         if size >= CHUNK_BYTES or len(held) == CHUNK_CASES:
-            yield Chunk(tuple(held), dataset.legal_values, read)
+            yield Chunk(tuple(held), dataset.legal_values, dataset.classes, read)
             held, size = [], 0
     if held:
-        yield Chunk(tuple(held), dataset.legal_values, read)
+        yield Chunk(tuple(held), dataset.legal_values, dataset.classes, read)
 
 
 def _size(file: Path) -> int:
@@ -143,10 +145,10 @@ def _size(file: Path) -> int:
 
 def measure_chunk(chunk: Chunk) -> tuple[Measured, ...]:
     """Read and measure the cases of a chunk."""
-    return tuple(measure(ref, chunk.values, chunk.read) for ref in chunk.refs)
+    return tuple(measure(ref, chunk.values, chunk.read, chunk.names) for ref in chunk.refs)
 
 
-def measure(ref: CaseRef, values: tuple[int, ...], read: Read = reader.read) -> Measured:
+def measure(ref: CaseRef, values: tuple[int, ...], read: Read = reader.read, names: tuple[str, ...] = ()) -> Measured:
     """Read and measure one case with its label map; what the readers refuse is a fault of it, never an exception."""
     try:
         case = read(ref.source)
@@ -156,7 +158,7 @@ def measure(ref: CaseRef, values: tuple[int, ...], read: Read = reader.read) -> 
     warnings, digest = case.warnings, ""
     voxels: tuple[int, ...] = ()
     try:
-        label = label_of(ref, case, values)
+        label = label_of(ref, case, values, names)
         if label is not None:
             warnings += tuple(word for word in label.warnings if word not in warnings)
             digest, voxels = _digest(label.image), _count(label.image, values) if values else ()
@@ -189,7 +191,7 @@ def measure(ref: CaseRef, values: tuple[int, ...], read: Read = reader.read) -> 
     )
 
 
-def label_of(ref: CaseRef, case: Case, values: tuple[int, ...]) -> Case | None:
+def label_of(ref: CaseRef, case: Case, values: tuple[int, ...], names: tuple[str, ...] = ()) -> Case | None:
     """The label map of a case, or None where it has none.
 
     Raises InputError as medray.imaging.labels.read_label and load.
@@ -198,7 +200,9 @@ def label_of(ref: CaseRef, case: Case, values: tuple[int, ...]) -> Case | None:
         return None
     from medray.imaging import labels
 
-    return labels.read_label(ref.label_map, case, values) if values else labels.load(ref.label_map, case).case
+    if not values:
+        return labels.load(ref.label_map, case).case
+    return labels.read_label(ref.label_map, case, values, names)
 
 
 def _digest(image: Array) -> str:

@@ -209,8 +209,8 @@ def _sheets(check: Check, mapper: Mapper[Any, Any], read: Read) -> Iterator[Shee
             room -= len(shown)
     chosen += [(title, [(row, survey.places[row]) for row in rows]) for title, rows in _samples(survey)]
     rows = list(dict.fromkeys(row for _, pairs in chosen for row, _ in pairs))
-    values = survey.dataset.legal_values
-    taken = dict(zip(rows, mapper(planes, [Sitting(refs[row], values, read) for row in rows]), strict=True))
+    values, names = survey.dataset.legal_values, survey.dataset.classes
+    taken = dict(zip(rows, mapper(planes, [Sitting(refs[row], values, names, read) for row in rows]), strict=True))
     for title, pairs in chosen:
         pictures = [_picture(refs[row].case_id, remark, found) for row, remark in pairs if (found := taken[row])]
         if pictures:

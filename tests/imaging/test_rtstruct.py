@@ -154,10 +154,10 @@ def test_contours_become_a_label_map_with_values_in_the_order_of_the_numbers() -
     assert (label.case.warnings, label.case.image.dtype) == ((), np.uint8)
 
 
-def test_regions_are_chosen_by_name_in_the_order_of_their_values() -> None:
+def test_regions_are_chosen_by_name_and_get_the_values_of_their_classes() -> None:
     data = structures({(1, "body"): [(SQUARE, 1)], (2, "liver"): [(HOLE, 1)], (3, "lung"): [(SQUARE, 3)]})
     assert code_of(data) == "overlapping_segments"
-    label = labels.read_label(content(data), IMAGE, {0, 1, 2}, rois=["lung", "liver"])
+    label = labels.read_label(content(data), IMAGE, (0, 1, 2, 3), ("background", "lung", "liver", "spleen"))
     holes = expected((slice(2, 7), slice(2, 6), 3, 1), (slice(3, 5), slice(3, 5), 1, 2))
     np.testing.assert_array_equal(label.image[0], holes)
     assert code_of(data, rois=("spleen",)) == "unknown_roi"

@@ -111,6 +111,15 @@ def test_frames_of_bits_are_set_on_their_slices(tmp_path: Path) -> None:
         labels.read_label(file, IMAGE, {0, 1})
 
 
+def test_segments_get_the_values_of_their_classes_by_name() -> None:
+    """Segment 1 of one file may be segment 2 of the next."""
+    data = content(binary())
+    named = labels.read_label(data, IMAGE, (0, 1, 2), ("background", "organ 2", "organ 1"))
+    np.testing.assert_array_equal(named.image[0], np.array([0, 2, 1])[CLASSES])
+    with pytest.raises(InputError, match="unknown_class: the label has 1 structures of no class: 'organ 2'"):
+        labels.read_label(data, IMAGE, (0, 1), ("background", "organ 1"))
+
+
 def test_slices_without_a_frame_are_background() -> None:
     classes = CLASSES.copy()
     classes[..., [0, 2]] = 0

@@ -463,7 +463,7 @@ def test_work_can_travel_to_workers(clean_images: Path) -> None:
     assert [len(chunk.refs) for chunk in work] == [32, 28], "small images are handed on together"
     function, chunk = pickle.loads(pickle.dumps((measure_chunk, work[0])))  # noqa: S301
     assert function(chunk)[5].sha256 == measure(dataset.refs[5], (0, 1)).sha256
-    function, sitting = pickle.loads(pickle.dumps((planes, Sitting(dataset.refs[0], (0, 1), reader.read))))  # noqa: S301
+    function, sitting = pickle.loads(pickle.dumps((planes, Sitting(dataset.refs[0], (0, 1), (), reader.read))))  # noqa: S301
     assert function(sitting).images[0].shape == (160, 160)
 
 
@@ -477,7 +477,7 @@ def test_planes_of_a_volume_are_upright_with_outlines(tmp_path: Path) -> None:
     write_nifti(tmp_path / "image.nii", np.flip(image, (0, 2)).transpose(0, 2, 1), affine)
     write_nifti(tmp_path / "label.nii", np.flip(marked, (0, 2)).transpose(0, 2, 1), affine)
     ref = CaseRef("x", tmp_path / "image.nii", label_map=tmp_path / "label.nii")
-    found = planes(Sitting(ref, (0, 1), reader.read))
+    found = planes(Sitting(ref, (0, 1), (), reader.read))
     assert found
     axial, coronal, sagittal = found.images
     assert [plane.shape for plane in found.images] == [(72, 36), (108, 36), (108, 72)]
@@ -488,7 +488,7 @@ def test_planes_of_a_volume_are_upright_with_outlines(tmp_path: Path) -> None:
     assert rows.max() < 20, "anterior is up"
     assert 5 < columns.min() < columns.max() < 30
     assert set(np.unique(found.outlines[0])) == {0, 1}
-    assert planes(Sitting(replace(ref, source=tmp_path / "none.nii"), (0, 1), reader.read)) is None
+    assert planes(Sitting(replace(ref, source=tmp_path / "none.nii"), (0, 1), (), reader.read)) is None
 
 
 def test_real_hippocampus(shared_data: Path) -> None:

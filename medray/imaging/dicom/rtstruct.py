@@ -30,13 +30,13 @@ class Roi(NamedTuple):
 def read(data: Dataset, image: Case, rois: Sequence[str] = ()) -> tuple[Array, tuple[str, ...], Mapping[int, str]]:
     """The label map (1, i, j, k) on the grid of `image` of the closed contours of a structure set.
 
-    `rois` names the regions to take, in the order of their values 1, 2, ...; without it all with closed contours, in
-    the order of ROINumber. A voxel belongs to a region where its centre is inside of an odd number of the region's
-    contours in its slice, so that a contour within another is a hole. Returns the label map (uint8 or uint16), warnings
-    and names by value. Raises InputError: no_contours, unknown_roi, overlapping_segments, affine_mismatch (a contour
-    is not in a slice of the image, or out of it), missing_affine, wrong_rank (a 2D image), bad_header; and what
-    pydicom does for a tag that is absent or cannot be understood. Warns: contour_gap (a region has slices without a
-    contour between others; nothing is interpolated).
+    Taken are all regions with closed contours, in the order of ROINumber, or those of them whose name is one of
+    `rois`; their values are 1, 2, ... A voxel belongs to a region where its centre is inside of an odd number of
+    the region's contours in its slice, so that a contour within another is a hole. Returns the label map (uint8 or
+    uint16), warnings and names by value. Raises InputError: no_contours, unknown_roi, overlapping_segments,
+    affine_mismatch (a contour is not in a slice of the image, or out of it), missing_affine, wrong_rank (a 2D
+    image), bad_header; and what pydicom does for a tag that is absent or cannot be understood. Warns: contour_gap
+    (a region has slices without a contour between others; nothing is interpolated).
     """
     if image.spatial_dims != 3:
         raise InputError("wrong_rank", "contours lie in a volume, the image is 2D")
@@ -119,13 +119,14 @@ def _in_voxels(part: Dataset, affine: Array) -> Array:
 def _chosen(regions: list[Roi], rois: Sequence[str]) -> list[Roi]:
     if not regions:
         raise InputError("no_contours", "the structure set has no closed contour")
-    if not rois:
-        return regions
-    named = [[region for region in regions if region.name == name] for name in rois]
-    for name, found in zip(rois, named, strict=True):
-        if len(found) != 1:
-            raise InputError("unknown_roi", f"{len(found)} of {len(regions)} regions have the name {name!r}, not 1")
-    return [found[0] for found in named]
+    chosen = [region for region in regions if not rois or region.name in rois]
+    if not chosen:
+        raise InputError(
+            "unknown_roi", f"none of the {len(regions)} regions has one of the {len(rois)} names asked for"
+        )
+    if rois and len({region.name for region in chosen}) < len(chosen):
+        raise InputError("unknown_roi", "two regions have the same name", "rename one of them")
+    return chosen
 
 
 def _slice_axis(regions: list[Roi]) -> int:

@@ -96,6 +96,19 @@ def test_a_set_that_spoils_a_training(tmp_path: Path, here: Path, capsys: pytest
     assert (code, result["warnings"]) == (0, 1)
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("place", ["nowhere/MANIFEST", "here/MANIFEST"])
+def test_a_manifest_that_no_training_could_verify_is_not_written(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder that does not exist, or not above the data."""
+    data = draw_set(tmp_path / "chest")
+    stdout = io.StringIO()
+    assert answer(cli.app, ["check", str(data), "--manifest", str(tmp_path / place)], stdout) == 2
+    assert "--manifest:" in capsys.readouterr().err
+    assert not (tmp_path / place).exists()
+
+
 def test_an_experiment(tmp_path: Path, here: Path) -> None:
     data = draw_set(tmp_path / "chest")
     file = here / "tiny.yaml"

@@ -14,9 +14,9 @@ from medray.datasets.scan import scan
 from medray.imaging import reader
 from medray.pipeline import findings, leaks, outliers
 from medray.pipeline.findings import Finding
+from medray.pipeline.hashes import HASHES
 from medray.pipeline.integrity import dataset_files, verify
 from medray.pipeline.split import split
-from medray.pipeline.store import HASHES
 from medray.pipeline.survey import Measured, Read, Survey, chunks, measure_chunk
 from medray.sections.data import SplitSection
 from medray.types import Dataset, InputError, Split

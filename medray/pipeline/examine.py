@@ -18,8 +18,8 @@ from medray.cluster import Mapper, home
 from medray.config import EXPERIMENTS, ConfigError, Experiment, load, plugins
 from medray.imaging import reader
 from medray.pipeline.check import Check, check
+from medray.pipeline.hashes import HASHES
 from medray.pipeline.integrity import dataset_files, write_manifest
-from medray.pipeline.store import HASHES
 from medray.pipeline.survey import Read
 from medray.pipeline.verdict import as_csv, as_page, as_text, headline, printable
 from medray.reports.page import render

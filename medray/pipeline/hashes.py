@@ -8,7 +8,18 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
+from medray.types import ArrayRef, CaseRef, SeriesRef
+
+HASHES = "hashes.sqlite"
+"""Name of the cache of file hashes, beside the stores."""
 MISSING = "missing"
+
+
+def files_of(ref: CaseRef) -> tuple[Path, ...]:
+    """The files that the image of a case is read from."""
+    if isinstance(ref.source, SeriesRef):
+        return ref.source.files
+    return (ref.source.path if isinstance(ref.source, ArrayRef) else ref.source,)
 
 
 def file_hashes(files: Iterable[Path], cache: Path) -> dict[Path, str]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medray.pipeline.hashes import MISSING, file_hashes
-from medray.pipeline.store import files_of
+from medray.pipeline.hashes import MISSING, file_hashes, files_of
 from medray.types import CaseRef, InputError
 
 LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")

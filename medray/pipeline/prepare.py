@@ -15,9 +15,10 @@ import numpy as np
 from medray.cluster import Mapper
 from medray.config import Experiment
 from medray.datasets.scan import scan
+from medray.pipeline.hashes import HASHES
 from medray.pipeline.integrity import dataset_files, verify
 from medray.pipeline.split import SplitIndices, split
-from medray.pipeline.store import HASHES, Refusal, Store, StoreError, build, on_this_node
+from medray.pipeline.store import Refusal, Store, StoreError, build, on_this_node
 from medray.types import Array, Dataset, NetworkIO
 
 

@@ -27,14 +27,12 @@ import numpy as np
 from medray.cluster import Mapper
 from medray.imaging.preprocess import preprocess
 from medray.imaging.reader import read
-from medray.pipeline.hashes import file_hashes
+from medray.pipeline.hashes import HASHES, file_hashes, files_of
 from medray.sections.data import PreprocessSection
 from medray.types import Array, ArrayRef, Case, CaseRef, InputError, SeriesRef
 
 VERSION = 1
 CHUNK_CASES = 16
-HASHES = "hashes.sqlite"
-"""The cache of file hashes, beside the stores."""
 SPARE_BYTES = 64 << 20
 """Disk space that a store leaves free."""
 
@@ -136,13 +134,6 @@ def store_key(refs: Sequence[CaseRef], cfg: PreprocessSection, root: Path) -> st
         content = " ".join(sorted(hashes[file] for file in files_of(ref)))
         digest.update(f"{content} {_place(ref)}\n".encode())
     return digest.hexdigest()[:24]
-
-
-def files_of(ref: CaseRef) -> tuple[Path, ...]:
-    """The files that the image of a case is read from."""
-    if isinstance(ref.source, SeriesRef):
-        return ref.source.files
-    return (ref.source.path if isinstance(ref.source, ArrayRef) else ref.source,)
 
 
 def _place(ref: CaseRef) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from medray.imaging import reader
 from medray.imaging.geometry import to_ras
-from medray.pipeline.store import files_of
+from medray.pipeline.hashes import files_of
 from medray.sections.data import PreprocessSection
 from medray.types import Array, ArrayRef, Case, CaseRef, Dataset, InputError
 

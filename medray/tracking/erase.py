@@ -25,7 +25,7 @@ from mlflow.tracking import MlflowClient
 
 from medray.cluster import home
 from medray.config import ConfigError
-from medray.pipeline.store import HASHES
+from medray.pipeline.hashes import HASHES
 from medray.tracking import pseudonyms
 from medray.tracking.run import client
 from medray.tracking.subject import (

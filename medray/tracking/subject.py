@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 from medray.config import ConfigError, load
 from medray.datasets.scan import scan
-from medray.pipeline.store import files_of
+from medray.pipeline.hashes import files_of
 from medray.tracking.pseudonyms import pseudonym
 from medray.types import CaseRef, InputError
 

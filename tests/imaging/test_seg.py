@@ -276,6 +276,8 @@ def test_a_flat_image_takes_a_frame_of_its_shape() -> None:
     data = add_frames(header("BINARY", 1, [1]), [(pixels, 1, (0.0, 0.0, 0.0))])
     np.testing.assert_array_equal(labels.load(content(data), flat).case.image, pixels[None])
     assert code_of(data, replace(flat, image=np.zeros((3, 7, 5), np.uint8))) == "shape_mismatch"
+    apart = [(pixels, 1, (0.0, 0.0, 0.0)), (~pixels, 1, (0.0, 0.0, 1.0))]
+    assert code_of(add_frames(header("BINARY", 1, [1]), apart), flat) == "affine_mismatch"
     assert code_of(data, replace(IMAGE, unit="px")) == "missing_affine"
 
 

@@ -19,10 +19,11 @@ HEADER_BYTES = 64 << 10
 """What is read of a file first; the elements before the pixels seldom take more."""
 PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00", b"\x7f\xe0\x00\x10")
 """Of integer, float and double pixels; of integers in big-endian."""
-NO_IMAGES = frozenset(
-    ["SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTRECORD", "PR", "KO", "SR", "REG", "FID", "RWV", "DOC", "PLAN"]
+LABEL_MAPS = frozenset({"SEG", "RTSTRUCT"})
+DOCUMENTS = frozenset(
+    ["SR", "PR", "KO", "REG", "FID", "RWV", "RTPLAN", "RTRECORD", "RTDOSE", "DOC", "PLAN", "ECG", "EPS", "HD", "AU"]
 )
-"""Modalities of objects that belong to images; some have pixels of their own."""
+"""Modalities of objects that belong to images or to a person; some have pixels of their own, none is an image."""
 DIRECTORY = "1.2.840.10008.1.3.10"
 """SOP class of a DICOMDIR."""
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -74,7 +75,7 @@ def read_header(part: Path | bytes, number: int, limits: Limits) -> Header | Non
             modality=kind,
             description=text(data, "SeriesDescription"),
             refers_to=referred.pop() if len(referred) == 1 else "",
-            planes=() if kind in NO_IMAGES else multiframe.planes(data, number, limits),
+            planes=() if kind in LABEL_MAPS | DOCUMENTS else multiframe.planes(data, number, limits),
         )
 
 

@@ -112,7 +112,15 @@ def _target(label: Array, data: Dataset, index: int, form: Layout, image: Case) 
         return _window(label[0], shape, _frame_affine(data, index), image.affine)
     if shape != label.shape[1:]:
         raise InputError("shape_mismatch", f"a frame is {shape}, its image {label.shape[1:]}")
+    if _position(data, index) != _position(data, 0):
+        raise InputError("affine_mismatch", "the frames lie at several positions, the image at one")
     return np.asarray(label[0])
+
+
+def _position(data: Dataset, index: int) -> tuple[float, ...]:
+    """Where a frame lies; empty where the file does not say, as for pictures."""
+    group = functional_group(data, index, "PlanePositionSequence")
+    return tuple(float(value) for value in group.get("ImagePositionPatient", None) or ())
 
 
 def _put(target: Array, values: Array) -> None:

@@ -12,14 +12,18 @@ import numpy as np
 from medray.imaging.dicom import file as dicom
 from medray.imaging.dicom import stacks
 from medray.imaging.dicom.assembly import read_image, read_volume
-from medray.imaging.dicom.headers import Header, content_of, first_bytes, is_foreign, read_header
+from medray.imaging.dicom.headers import (
+    DOCUMENTS,
+    LABEL_MAPS,
+    Header,
+    content_of,
+    first_bytes,
+    is_foreign,
+    read_header,
+)
 from medray.imaging.dicom.slices import Plane, Volume
 from medray.imaging.limits import DEFAULT_LIMITS, Limits
 from medray.types import Case, InputError
-
-LABEL_MAPS = frozenset({"SEG", "RTSTRUCT"})
-DOCUMENTS = frozenset({"SR", "PR", "KO", "REG", "FID", "RWV", "RTPLAN", "RTRECORD", "RTDOSE", "DOC", "ECG", "AU"})
-"""Modalities of series that hold no image."""
 
 
 @dataclass(frozen=True, slots=True)

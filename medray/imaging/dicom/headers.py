@@ -129,7 +129,8 @@ def _parse(part: Path | bytes, limits: Limits) -> Dataset:
         part = first if len(first) == size else _read(part, -1)
     limits.check_file(len(part))
     if not is_dicom(part):
-        raise InputError("unsupported_type", "the file is no DICOM (Part 10, with 'DICM' behind its preamble)")
+        hint = "a bare data set becomes one with dcmtk's dcmconv, or pydicom's dcmread(force=True) and save_as"
+        raise InputError("unsupported_type", "the file is no DICOM (Part 10, with 'DICM' behind its preamble)", hint)
     return dicom.parse_header(part, limits)
 
 

@@ -64,7 +64,7 @@ def volumes(planes: Sequence[Plane]) -> tuple[Volume, ...]:
     raise InputError(
         "duplicate_slices",
         f"{len(stacks[0])} slices at each of {len(stacks)} positions, and no attribute tells them apart as volumes",
-        "keep one slice per position",
+        "they may be copies, or volumes that only a private tag divides: keep or export one volume at a time",
     )
 
 

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 START_S = 120.0
 """A worker that has not started by then, on a busy machine, never will."""
+PATIENCE_S = 600.0
+"""CPU time of one file where no client waits."""
 FAREWELL_S = 2.0
 """How long a worker whose link is down may take to end by itself, so that its exit status tells why."""
 OUT_OF_MEMORY = 77
@@ -128,13 +130,16 @@ class Decoder:
 
 
 def read_isolated(source: Source) -> Case:
-    """As `Decoder.read`, by the decoder of this process, which starts with the first call and is kept."""
+    """As `Decoder.read`, by the decoder of this process, which starts with the first call and is kept.
+
+    Nobody waits for the answer as for a service's: the longest series has the time that it takes.
+    """
     return _own(os.getpid()).read(source)
 
 
 @lru_cache(maxsize=1)
 def _own(_process: int) -> Decoder:
-    decoder = Decoder()
+    decoder = Decoder(cpu_s=PATIENCE_S, deadline_s=2 * PATIENCE_S)
     atexit.register(decoder.close)
     return decoder
 

@@ -65,11 +65,6 @@ def onto(case: Case, grid: Grid, order: int, fill: float | None = None) -> Case:
     return replace(case, image=image, affine=grid.affine)
 
 
-def resample_spacing(case: Case, spacing_mm: Sequence[float], order: int = 1) -> Case:
-    """`case` with voxel edges of `spacing_mm`, one per axis; see `spaced` and `resample`."""
-    return onto(case, spaced(grid_of(case), spacing_mm), order)
-
-
 def fit(case: Case, size: Sequence[int], mode: Fit, order: int = 1) -> Case:
     """`case` on a grid of shape `size`; see `fitted` for the modes. Padding is the image's minimum."""
     return onto(case, fitted(grid_of(case), size, mode), order)

@@ -13,11 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from medray.imaging import reader
-from medray.imaging.limits import DEFAULT_LIMITS, Limits
+from medray.imaging.limits import DEFAULT_LIMITS, TOLERANCE_VOXELS, Limits
 from medray.types import Array, Case, InputError, SeriesRef
 
-TOLERANCE_VOXELS = 1e-3
-"""How far a corner of the label's grid may be from the image's."""
 EXACT_FLOAT = 1 << 24
 """Whole numbers up to here are exact in float32."""
 COUNTED_RANGE = 1 << 16

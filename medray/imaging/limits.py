@@ -80,6 +80,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+TOLERANCE_VOXELS = 1e-3
+"""How far a corner of a label's grid may be from the image's."""
 WRAPPED = (0x4000, 0xC000)
 """The middle half of what 16 bits hold, which signed values of an image do not reach when they are read as unsigned."""
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from layouts import refused
 from pydantic import ValidationError
 
 from medray.config import ConfigError
@@ -22,10 +23,7 @@ def write(root: Path, *files: str, table: str = TABLE) -> Path:
 
 
 def refuse(root: Path, code: str, **settings: object) -> str:
-    with pytest.raises(InputError) as caught:
-        scan(Config(path=root, **settings))
-    assert caught.value.code == code
-    return str(caught.value)
+    return refused(Config(path=root, **settings), code)
 
 
 def test_labels_of_participants(tmp_path: Path) -> None:

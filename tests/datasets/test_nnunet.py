@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
+from layouts import refused
 
 from medray.config import ConfigError
 from medray.datasets.nnunet import Config
 from medray.datasets.scan import scan
-from medray.types import Dataset, InputError
+from medray.types import Dataset
 
 TREE = {
     "channel_names": {"0": "T2"},
@@ -27,10 +28,7 @@ def write(root: Path, *files: str, **tree: object) -> Path:
 
 
 def refuse(root: Path, code: str, **settings: object) -> str:
-    with pytest.raises(InputError) as caught:
-        scan(Config(path=root, **settings))
-    assert caught.value.code == code
-    return str(caught.value)
+    return refused(Config(path=root, **settings), code)
 
 
 def test_cases_and_label_maps(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
+from layouts import refused
 from pydantic import ValidationError
 
 from medray.config import ConfigError
 from medray.datasets.pairs import Config
 from medray.datasets.scan import scan
-from medray.types import InputError
 
 
 def write(root: Path, *files: str) -> Path:
@@ -17,10 +17,7 @@ def write(root: Path, *files: str) -> Path:
 
 
 def refuse(root: Path, code: str, **settings: object) -> str:
-    with pytest.raises(InputError) as caught:
-        scan(Config(path=root, **settings))
-    assert caught.value.code == code
-    return str(caught.value)
+    return refused(Config(path=root, **settings), code)
 
 
 def test_pairs_by_name(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ PERSONAL = (
     "PatientTelephoneNumbers",
     "OtherPatientIDs",
 )
+LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
+"""DICOM's patient coordinates point to left and posterior (PS3.3 C.7.6.2.1.1), ours to right and anterior."""
 PLACEHOLDERS = frozenset(
     ("anon", "anonymous", "anonymized", "anonymised", "deidentified", "removed", "unknown", "none", "na", "xxx")
 )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from pydicom.dataset import Dataset
 
+from medray.imaging.dicom.elements import LPS_TO_RAS
 from medray.types import Array, Case, InputError
 
 CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
@@ -112,7 +113,7 @@ def _in_voxels(part: Dataset, affine: Array) -> Array:
     if len(points) == 0 or not np.isfinite(points).all():
         raise InputError("bad_header", "a contour has no point, or one that is not finite")
     # DICOM's patient coordinates point to left and posterior.
-    world = points * (-1.0, -1.0, 1.0) - affine[:3, 3]
+    world = points * LPS_TO_RAS - affine[:3, 3]
     return np.asarray(np.linalg.solve(affine[:3, :3], world.T).T)
 
 

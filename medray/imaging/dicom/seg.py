@@ -13,15 +13,11 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from medray.imaging.dicom import pixels as dicom_pixels
-from medray.imaging.dicom.elements import functional_group
+from medray.imaging.dicom.elements import LPS_TO_RAS, functional_group
 from medray.imaging.dicom.pixels import Layout
-from medray.imaging.limits import Limits
+from medray.imaging.limits import TOLERANCE_VOXELS, Limits
 from medray.types import Array, Case, InputError
 
-TOLERANCE_VOXELS = 1e-3
-"""How far a corner of a frame may be from the centre of a voxel."""
-TO_RAS = np.array([-1.0, -1.0, 1.0])
-"""DICOM's patient coordinates point to left and posterior (PS3.3 C.7.6.2.1.1)."""
 MAX_SEGMENTS = 65535
 
 
@@ -141,7 +137,7 @@ def _frame_affine(data: Dataset, index: int) -> Array:
     along_columns, along_rows = _numbers(plane, 6).reshape(2, 3)
     row_mm, column_mm = _numbers(spacing, 2)
     steps_and_first = np.column_stack([along_rows * row_mm, along_columns * column_mm, first])
-    return np.asarray(steps_and_first * TO_RAS[:, None])
+    return np.asarray(steps_and_first * LPS_TO_RAS[:, None])
 
 
 def _numbers(values: Any, count: int) -> Array:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from medray.imaging.dicom.elements import LPS_TO_RAS
 from medray.types import Array, InputError
 
 STEP_SHARE = 0.01
 STEP_MM = 0.05
 """Slice steps are equal, and positions on the normal, within 1 % or 0.05 mm, whichever is more."""
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def affine(volume: Volume) -> Array:
     matrix[:3, 1] = np.multiply(first.orientation[3:], first.spacing[0])
     matrix[:3, 2] = (positions[-1] - positions[0]) / (len(volume) - 1)
     matrix[:3, 3] = positions[0]
-    return LPS_TO_RAS @ matrix
+    return np.diag([*LPS_TO_RAS, 1.0]) @ matrix
 
 
 def normal_of(plane: Plane) -> Array:

@@ -48,7 +48,7 @@ def summarise(
     Multi-label: every figure is the mean over labels of the two-class figure (accuracy as in MedMNIST, Yang 2023,
     10.1038/s41597-022-01721-8; ece of the label's probability); a label is picked at `thresholds` (K,), default 0.5.
     """
-    scores, truth = _checked(scores, targets, multilabel)
+    scores, truth = checked(scores, targets, multilabel)
     if not len(scores):
         return dict.fromkeys(SUMMARY, float("nan"))
     picked = decide(scores, multilabel, thresholds)
@@ -62,7 +62,7 @@ def summarise(
 
 def macro_auroc(scores: ArrayLike, targets: ArrayLike, multilabel: bool = False) -> float:
     """`summarise(...)["auroc"]` without the rest, for intervals."""
-    scores, truth = _checked(scores, targets, multilabel)
+    scores, truth = checked(scores, targets, multilabel)
     first = 1 if scores.shape[1] == 2 and not multilabel else 0
     return _mean(roc_area(step_counts(scores[:, k], truth[:, k])) for k in range(first, scores.shape[1]))
 
@@ -79,7 +79,7 @@ def per_class(
     Of a class that does not occur only specificity and support (0) are defined; precision is 0 where a class that
     occurs is never picked (scikit-learn's zero_division=0).
     """
-    scores, truth = _checked(scores, targets, multilabel)
+    scores, truth = checked(scores, targets, multilabel)
     if len(classes) != scores.shape[1]:
         raise ValueError(f"{len(classes)} classes were named for scores of {scores.shape[1]}")
     return dict(zip(classes, _rows(scores, truth, decide(scores, multilabel, thresholds)), strict=True))
@@ -100,13 +100,14 @@ def decide(scores: ArrayLike, multilabel: bool = False, thresholds: ArrayLike | 
 
 def confusion_matrix(scores: ArrayLike, targets: ArrayLike) -> Counts:
     """(K, K) counts of exclusive classes: the true class in rows, the picked one in columns."""
-    scores, truth = _checked(scores, targets, multilabel=False)
+    scores, truth = checked(scores, targets, multilabel=False)
     k = scores.shape[1]
     pairs = truth.argmax(1) * k + scores.argmax(1)
     return np.bincount(pairs, minlength=k * k).reshape(k, k).astype(np.int64)
 
 
-def _checked(scores: ArrayLike, targets: ArrayLike, multilabel: bool) -> tuple[Floats, Bools]:
+def checked(scores: ArrayLike, targets: ArrayLike, multilabel: bool) -> tuple[Floats, Bools]:
+    """Scores (N, K) as float64 and targets (N, K) as bool. Raises ValueError where they are not what they should be."""
     scores, targets = np.asarray(scores, np.float64), np.asarray(targets)
     if scores.ndim != 2 or scores.shape != targets.shape or not scores.shape[1]:
         raise ValueError(f"scores and targets must both be (N, K), got {scores.shape} and {targets.shape}")

@@ -1,8 +1,21 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from medray.metrics.classification import summarise
-from medray.metrics.intervals import bootstrap
+from medray.metrics import intervals
+from medray.metrics.classification import macro_auroc, summarise
+from medray.metrics.intervals import (
+    bootstrap,
+    bootstrap_many,
+    bootstrap_means,
+    resampled_means,
+    resampled_rows,
+    wilson,
+)
 
 
 def accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -75,3 +88,82 @@ def test_misuse_is_refused() -> None:
         bootstrap(accuracy, np.ones(3), np.ones(3), ["a"])
     with pytest.raises(ValueError, match="level must be between"):
         bootstrap(accuracy, np.ones(3), np.ones(3), level=95)
+
+
+def naive_rows(groups: Sequence[str] | Sequence[int], samples: int, seed: int) -> list[np.ndarray]:
+    """What the resamples are, in the plainest words."""
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    generator = np.random.default_rng(seed)
+    draws = [generator.integers(len(names), size=len(names)) for _ in range(samples)]
+    return [np.concatenate([np.flatnonzero(member == subject) for subject in drawn]) for drawn in draws]
+
+
+@given(
+    groups=st.one_of(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=20), st.integers(1, 20).map(range)),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_resamples_and_their_means_are_the_naive_ones(groups: Sequence[str], seed: int) -> None:
+    wanted = naive_rows(groups, 20, seed)
+    for rows, naive in zip(resampled_rows(groups, 20, seed), wanted, strict=True):
+        np.testing.assert_array_equal(rows, naive)
+    values = np.random.default_rng(seed).normal(size=(len(groups), 3))
+    values[:: 2 + seed % 3, 1] = np.nan
+    values[:, 2] = np.nan
+    means = resampled_means(values, groups, 20, seed)
+    for mean, rows in zip(means, wanted, strict=True):
+        left = values[rows, 1][~np.isnan(values[rows, 1])]
+        assert mean[0] == pytest.approx(values[rows, 0].mean(), abs=1e-12)
+        assert mean[1] == pytest.approx(left.mean() if len(left) else np.nan, abs=1e-12, nan_ok=True)
+    assert np.isnan(means[:, 2]).all()
+
+
+def test_many_draws_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(50, 2))
+    whole = resampled_means(values, range(50), 100)
+    monkeypatch.setattr(intervals, "CHUNK", 333)
+    np.testing.assert_allclose(resampled_means(values, range(50), 100), whole, atol=1e-15)
+
+
+def test_many_figures_have_the_intervals_they_have_alone() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(2, size=80)
+    scores = 1 / (1 + np.exp(-(truth + rng.normal(size=80))))
+    scores, targets = np.stack([1 - scores, scores], 1), np.eye(2)[truth]
+    groups = [f"subject{i // 3}" for i in range(80)]
+    right = scores.argmax(1) == truth
+
+    def statistic(rows: np.ndarray) -> dict[str, float]:
+        return {"auroc": macro_auroc(scores[rows], targets[rows]), "accuracy": float(right[rows].mean())}
+
+    found = bootstrap_many(statistic, groups, samples=200, seed=3)
+    assert found["auroc"] == bootstrap(macro_auroc, scores, targets, groups, samples=200, seed=3)
+    means = bootstrap_means({"accuracy": right, "other": scores[:, 1]}, groups, samples=200, seed=3)
+    assert means["accuracy"] == pytest.approx(found["accuracy"], abs=1e-12)
+    assert list(means) == ["accuracy", "other"]
+    assert np.isnan(bootstrap_many(lambda rows: {"n": float(len(rows))}, [])["n"]).all()
+    assert np.isnan(bootstrap_means({"dice": []}, [])["dice"]).all()
+    assert bootstrap_means({}, groups) == {}
+
+
+@given(n=st.integers(1, 200), share=st.floats(0, 1), level=st.sampled_from([0.8, 0.95, 0.99]))
+@settings(max_examples=50, deadline=None)
+def test_wilson_is_that_of_scipy(n: int, share: float, level: float) -> None:
+    hits = round(share * n)
+    low, high = wilson(hits, n, level)
+    wanted = binomtest(hits, n).proportion_ci(level, "wilson")
+    assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+    assert 0 <= low <= hits / n <= high <= 1
+    assert low < high
+
+
+def test_misuse_of_resamples_is_refused() -> None:
+    with pytest.raises(ValueError, match="samples must be"):
+        resampled_means(np.ones((2, 1)), range(2), 0)
+    with pytest.raises(ValueError, match="group each"):
+        resampled_means(np.ones((2, 1)), range(3))
+    with pytest.raises(ValueError, match="no mean"):
+        bootstrap_means({"distance": [1, np.inf]}, range(2))
+    with pytest.raises(ValueError, match="0 <= hits <= n"):
+        wilson(3, 2)
+    assert np.isnan(wilson(0, 0)).all()

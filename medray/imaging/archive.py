@@ -11,7 +11,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import PurePosixPath
@@ -42,15 +42,14 @@ def read(content: bytes, case_id: str, limits: Limits, decode: Callable[[bytes],
     lead elsewhere, links, devices, encryption, archives in archives), too_many_files, too_large_decompressed,
     truncated, corrupt, checksum, unsupported_type, and what `series.read` or `decode` raise.
     """
-    members = list(_unzip(content, limits) if content.startswith(b"PK") else _untar(content, limits))
-    if any(_is_archive(name, data) for name, data in members):
+    packed = members(content, limits)
+    if any(_is_archive(name, data) for name, data in packed):
         raise InputError("unsafe_archive", "the archive holds an archive", "unpack the inner one first")
-    slices = [data for name, data in members if not is_foreign(name, data)]
-    if slices:
+    if dicom := slices(packed):
         from medray.imaging.dicom import series
 
-        return replace(series.read(slices, limits), case_id=case_id)
-    images = [data for name, data in members if not PurePosixPath(name).name.startswith(".") and "__MACOSX" not in name]
+        return replace(series.read(dicom, limits), case_id=case_id)
+    images = [data for name, data in packed if not PurePosixPath(name).name.startswith(".") and "__MACOSX" not in name]
     if len(images) != 1:
         raise InputError(
             "unsupported_type",
@@ -58,6 +57,16 @@ def read(content: bytes, case_id: str, limits: Limits, decode: Callable[[bytes],
             "give the files of one DICOM series, or one image",
         )
     return replace(decode(images[0]), case_id=case_id)
+
+
+def members(content: bytes, limits: Limits) -> list[Member]:
+    """The files in a zip or tar. Raises as `read`."""
+    return list(_unzip(content, limits) if content.startswith(b"PK") else _untar(content, limits))
+
+
+def slices(packed: Sequence[Member]) -> list[bytes]:
+    """Those of an archive's files that are DICOM."""
+    return [data for name, data in packed if not is_foreign(name, data)]
 
 
 def _unzip(content: bytes, limits: Limits) -> Iterator[Member]:

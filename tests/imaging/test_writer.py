@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 
 import nibabel
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from medray.imaging.reader import read
-from medray.imaging.writer import write_nifti, write_png
+from medray.imaging.writer import png_bytes, replacing, write_nifti, write_png
 
 OBLIQUE = np.array([[-0.9, 0.1, 0, 10], [0.1, 0.9, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
 SHEARED = np.array([[1.0, 0.4, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -71,3 +72,22 @@ def test_png_comes_back_as_it_went(tmp_path: Path, dtype: str, shape: tuple[int,
 def test_png_refuses_what_it_cannot_hold(tmp_path: Path, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="a PNG holds"):
         write_png(tmp_path / "x.png", image)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(b"before")
+    with contextlib.suppress(OSError), replacing(path) as file:
+        file.write(b"half")
+        assert path.read_bytes() == b"before"
+        raise OSError("disk full")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x.png", b"before")]
+    with replacing(path) as file:
+        file.write(b"after")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x.png", b"after")]
+
+
+def test_a_png_is_the_same_in_memory_and_in_a_file(tmp_path: Path) -> None:
+    image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    write_png(tmp_path / "x.png", image)
+    assert png_bytes(image) == (tmp_path / "x.png").read_bytes()

@@ -103,13 +103,23 @@ def read(parts: Sequence[Path | bytes], limits: Limits = DEFAULT_LIMITS, time: i
     index_out_of_range, too_many_voxels, implausible_spacing, non_finite_voxels.
     Warns: duplicate_files, and what `dicom.read` warns of.
     """
+    volume, planes, dropped = locate(parts, limits, time)
+    case = read_volume(volume, parts, limits) if len(volume) > 1 else read_image(volume[0], planes, parts, limits)
+    return replace(case, case_id=_case_id(parts), warnings=(*case.warnings, *dropped))
+
+
+def locate(
+    parts: Sequence[Path | bytes], limits: Limits, time: int | None
+) -> tuple[Volume, list[Plane], tuple[str, ...]]:
+    """The planes of the image that `read` takes, in the order of its slices; those of all images; warnings.
+
+    Raises as `read`, which reads their pixels.
+    """
     numbered = (read_header(part, number, limits) for number, part in enumerate(parts))
     headers = _one_series([header for header in numbered if header is not None])
     planes = _without_copies(headers, limits)
     dropped = ("duplicate_files",) if len(planes) < len(_planes(headers)) else ()
-    volume = _pick(_volumes(planes), time)
-    case = read_volume(volume, parts, limits) if len(volume) > 1 else read_image(volume[0], planes, parts, limits)
-    return replace(case, case_id=_case_id(parts), warnings=(*case.warnings, *dropped))
+    return _pick(_volumes(planes), time), planes, dropped
 
 
 def read_folder(folder: Path, limits: Limits = DEFAULT_LIMITS, time: int | None = None) -> Case:

@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from medray.config import ConfigError, load_plugin
+from medray.networks.layers import families, run_shapes
 from medray.sections.base import NetworkSection
 from medray.types import InputError, NetworkIO
 
@@ -32,7 +32,8 @@ class Built:
     """A network and what became of the file of weights that it started from."""
 
     network: nn.Module
-    """(B, C, *S) -> (B, K) logits, on the CPU, in training mode."""
+    """(B, C, *S) -> (B, K) logits, dense ones (B, K, *S), on the CPU, in training mode. With deep supervision a list in
+    training mode: (B, K, *S), then coarser."""
     loaded: tuple[str, ...] = ()
     """Parameters and buffers that the file filled."""
     unfit: tuple[str, ...] = ()
@@ -53,7 +54,9 @@ def build(cfg: NetworkSection, io: NetworkIO, seed: int) -> Built:
     # would seed every accelerator for good.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network: nn.Module = load_plugin("networks", cfg.name).build(cfg, io)
+        family = load_plugin("networks", cfg.name)
+        _check_kind(cfg.name, io, getattr(family, "DENSE", False))
+        network: nn.Module = family.build(cfg, io)
         _initialise(network, cfg.init)
         _check_grid(network, cfg.name, io)
     if cfg.weights is None:
@@ -114,27 +117,36 @@ def _initialise(network: nn.Module, init: str) -> None:
             nn.init.zeros_(part.bias)
 
 
+def _check_kind(family: str, io: NetworkIO, dense: bool) -> None:
+    """Refuse a network that answers per case where voxels are asked for, and the reverse."""
+    if dense != io.dense:
+        gives, needs = ("per voxel", "per case") if dense else ("per case", "per voxel")
+        fit = ", ".join(families(io)) or "none"
+        raise ConfigError(
+            [f"network.name: {family} answers {gives}, the task needs an answer {needs}; families: {fit}"]
+        )
+
+
 def _check_grid(network: nn.Module, family: str, io: NetworkIO) -> None:
     """Run shapes without numbers through the network, so that a grid too small for it is found here."""
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    images = torch.empty(2, io.in_channels, *io.size, device="meta")
     grid = "x".join(map(str, io.size))
     try:
-        with torch.no_grad():
-            logits = functional_call(network, shapes, (images,))
+        logits = run_shapes(network, io, io.size)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        hint = "take a larger preprocess.size or another network"
+        hint = f"take a larger {'window.size' if io.dense else 'preprocess.size'} or another network"
         raise ConfigError([f"network.name: {family} cannot take a grid of {grid} ({reason}); {hint}"]) from error
-    if logits.shape != (2, io.outputs):
-        raise ConfigError([f"network.name: {family} gives {tuple(logits.shape[1:])} per case, expected {io.outputs}"])
+    first = logits[0] if isinstance(logits, list) else logits
+    expected = (2, io.outputs, *io.size) if io.dense else (2, io.outputs)
+    if first.shape != expected:
+        got = f"{tuple(first.shape[1:])} per case, expected {expected[1:]}"
+        raise ConfigError([f"network.name: {family} gives {got}"])
 
 
 def _load(network: nn.Module, path: Path) -> Built:
     """Fill the network by name and shape from a file or a bundle."""
-    tensors = {name.removeprefix("module."): tensor for name, tensor in _read(path).items()}
     state = network.state_dict()
+    tensors = {_own_name(name, state): tensor for name, tensor in _read(path).items()}
     unfit: list[str] = []
     loaded: list[str] = []
     for name, tensor in tensors.items():
@@ -152,6 +164,12 @@ def _load(network: nn.Module, path: Path) -> Built:
         shown = "; ".join(unfit[:SHOWN]) + (f"; and {len(unfit) - SHOWN} more" if len(unfit) > SHOWN else "")
         raise ConfigError([f"network.weights: nothing in '{path}' fits this network: {shown or 'it is empty'}"])
     return Built(network, tuple(loaded), tuple(unfit), tuple(name for name in state if name not in tensors))
+
+
+def _own_name(name: str, state: Collection[str]) -> str:
+    """A file's name as this network says it: without the wrapper of DDP, and within `layers.Divisible`."""
+    name = name.removeprefix("module.")
+    return f"network.{name}" if name not in state and f"network.{name}" in state else name
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -46,11 +46,10 @@ def _build_2d(cfg: Config, io: NetworkIO) -> nn.Module:
 
 def _build_3d(cfg: Config, io: NetworkIO) -> nn.Module:
     """MONAI's network, for grids of any shape."""
-    from monai.networks.blocks.activation import MemoryEfficientSwish
     from monai.networks.nets.efficientnet import EfficientNetBN
     from torch import nn
 
-    from medray.networks.layers import SamePad
+    from medray.networks.blocks import take_any_grid
 
     network: nn.Module = EfficientNetBN(
         f"efficientnet-{cfg.variant}",
@@ -60,12 +59,5 @@ def _build_3d(cfg: Config, io: NetworkIO) -> nn.Module:
         num_classes=io.outputs,
     )
     network._dropout = nn.Identity()
-    for part in list(network.modules()):
-        for name, child in list(part.named_children()):
-            if isinstance(child, nn.Conv3d) and hasattr(part, f"{name}_padding"):
-                # MONAI's padding is right for one cube of 224 to 600 voxels and fails on small or oblong grids.
-                setattr(part, f"{name}_padding", SamePad(child.kernel_size, child.stride))
-            elif isinstance(child, MemoryEfficientSwish):
-                # The same function; torch's own can be exported.
-                setattr(part, name, nn.SiLU())
+    take_any_grid(network)
     return network

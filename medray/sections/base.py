@@ -44,7 +44,7 @@ class NetworkSection(Plugin):
     """What every network family can be told."""
 
     dropout: Fraction = 0.0
-    """Dropout before the last linear layer."""
+    """Dropout before the last linear layer; a dense family says where it has it."""
     init: Literal["default", "xavier", "he"] = "default"
     """Weights of convolutions and linear layers: the family's own, Glorot 2010, or He 2015 (10.1109/ICCV.2015.123)."""
     weights: AbsolutePath | None = None

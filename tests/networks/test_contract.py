@@ -19,7 +19,9 @@ from medray.networks.layers import Head
 from medray.sections.base import NetworkSection
 from medray.types import NetworkIO
 
-FAMILIES = plugins("networks")
+ALL = plugins("networks")
+FAMILIES = [family for family in ALL if not getattr(load_plugin("networks", family), "DENSE", False)]
+"""Those that answer per case; test_dense.py has the others."""
 SMALLEST = {"resnet": {"depth": 10}, "vgg": {"depth": 11}}
 SIZES = {2: (32, 32), 3: (16, 16, 32)}
 LARGER = {("alexnet", 2): (64, 64), ("densenet", 3): (32, 32, 32)}
@@ -133,6 +135,14 @@ def test_missing_version_is_refused_with_alternatives(family: str, dims: int) ->
 def test_other_numbers_of_axes_are_refused(family: str) -> None:
     with pytest.raises(ConfigError, match="has no 1D version; families that do: none"):
         build(config(family), NetworkIO(1, (64,), 3), seed=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dense_task_is_refused_with_alternatives(family: str) -> None:
+    match = rf"{family} answers per case, the task needs an answer per voxel; families: .*\bunet\b"
+    with pytest.raises(ConfigError, match=match) as caught:
+        build(config(family), NetworkIO(1, (32, 32), 3, dense=True), seed=0)
+    assert not set(FAMILIES) & set(str(caught.value).partition("families: ")[2].split(", "))
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if 2 in load_plugin("networks", family).SPATIAL_DIMS])

@@ -1,0 +1,36 @@
+"""DeepLabV3 (Chen 2017, arXiv:1706.05587): torchvision's, on a ResNet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from medray.sections.base import Fraction, NetworkSection
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from medray.types import NetworkIO
+
+DENSE = True
+SPATIAL_DIMS = (2,)
+
+
+class Config(NetworkSection):
+    """Dilated ResNet, then atrous pyramid pooling at an eighth of the grid; 2D only. It trains on 2 images or more."""
+
+    name: Literal["deeplabv3"] = "deeplabv3"
+    dropout: Fraction = 0.0
+    """Dropout after the pyramid; 0.5 in torchvision."""
+    depth: Literal[50, 101] = 50
+    """Layers of the ResNet."""
+
+
+def build(cfg: Config, io: NetworkIO) -> nn.Module:
+    """(B, C, *S) -> (B, K, *S)."""
+    from torchvision.models import segmentation
+
+    from medray.networks.layers import per_pixel, require_axes
+
+    require_axes(cfg.name, io)
+    make = getattr(segmentation, f"deeplabv3_resnet{cfg.depth}")
+    return per_pixel(make(weights=None, weights_backbone=None, num_classes=io.outputs), io.in_channels, cfg.dropout)

@@ -24,8 +24,10 @@ from yaml import YAMLError
 from medray.sections.augment import AugmentSection
 from medray.sections.base import DatasetSection, NetworkSection, Plugin, Section, TaskSection
 from medray.sections.data import PreprocessSection, SplitSection
+from medray.sections.inference import WindowSection
 from medray.sections.service import ServeSection, TrackingSection
 from medray.sections.training import OptimizerSection, ScalingSection, ScheduleSection, TrainSection, TuneSection
+from medray.sections.trust import TrustSection
 
 PACKAGE = Path(__file__).parent
 EXPERIMENTS = PACKAGE / "experiments"
@@ -81,12 +83,14 @@ class Experiment(Section):
     dataset: Annotated[SerializeAsAny[DatasetSection], BeforeValidator(partial(_resolve, "datasets"))]
     split: SplitSection = SplitSection()
     preprocess: PreprocessSection = PreprocessSection()
+    window: WindowSection = WindowSection()
     augment: AugmentSection = AugmentSection()
     task: Annotated[SerializeAsAny[TaskSection], BeforeValidator(partial(_resolve, "tasks"))]
     network: Annotated[SerializeAsAny[NetworkSection], BeforeValidator(partial(_resolve, "networks"))]
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     train: TrainSection = TrainSection()
+    trust: TrustSection = TrustSection()
     scaling: ScalingSection = ScalingSection()
     tracking: TrackingSection = TrackingSection()
     tune: TuneSection = TuneSection()

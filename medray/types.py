@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 Split = Literal["train", "val", "test"]
+IGNORED = 255
+"""In a stored label: a voxel that nobody labelled, which counts neither in the loss nor in a metric."""
 
 
 class InputError(Exception):
@@ -116,6 +118,8 @@ class CaseRef:
     weight: float = 1.0
     label_map: Path | None = None
     """A segmentation of the image, where the dataset has one: a file, DICOM SEG or RTSTRUCT too."""
+    numbers: tuple[float, ...] = ()
+    """What is to be measured, in the order of Dataset.quantities."""
     boxes: tuple[Box, ...] = ()
     """Objects in the image, where the dataset has them."""
 
@@ -138,6 +142,8 @@ class Dataset:
     """What a label map holds for each class, in their order; empty: 0, 1, ..."""
     ignored_value: int | None = None
     """What a label map holds where nobody labelled, if it may."""
+    quantities: tuple[str, ...] = ()
+    """Names of the numbers that the cases carry, for a regression."""
 
     @property
     def legal_values(self) -> tuple[int, ...]:
@@ -152,9 +158,11 @@ class NetworkIO:
 
     in_channels: int
     size: tuple[int, ...]
-    """Shape of the grid (*S); its length is the number of spatial axes."""
+    """Shape of the grid or window (*S); its length is the number of spatial axes."""
     outputs: int
-    """Length of the output vector."""
+    """Length of the output vector, of the case or of each voxel."""
+    dense: bool = False
+    """Whether the network answers per voxel, (B, K, *S), or per case, (B, K)."""
 
     @property
     def spatial_dims(self) -> int:
@@ -169,7 +177,8 @@ class Batch:
     image: torch.Tensor
     """(B, C, *S) float."""
     target: torch.Tensor
-    """(B, K) float: one-hot, multi-hot, or a mixture of such rows."""
+    """(B, K) float: one-hot, multi-hot, a mixture of such rows, or numbers; of a dense task (B, 1, *S) uint8, the
+    index of each voxel's class, IGNORED where nobody labelled."""
     weight: torch.Tensor
     """(B,) float, the weight of each case in the loss."""
     index: torch.Tensor
@@ -194,7 +203,21 @@ class Prediction:
     case_id: str
     classes: tuple[str, ...]
     scores: Array
-    """(K,) probabilities in the order of `classes`."""
+    """(K,) probabilities in the order of `classes`, calibrated where the bundle says how; of a regression the numbers
+    themselves; empty for a segmentation."""
     labels: tuple[str, ...]
-    """The classes that the decision rule picks: one for exclusive classes, any number for multi-label."""
+    """The classes that the decision rule picks: one for exclusive classes, any number for multi-label; the
+    structures that were found for a segmentation."""
     warnings: tuple[str, ...] = ()
+    mask: Array | None = None
+    """(*S) unsigned, the index of each voxel's class, or of overlapping regions (R, *S) bool; on the patient's grid."""
+    probabilities: Array | None = None
+    """(K, *S) float32 on the patient's grid, where they were asked for."""
+    volumes: Mapping[str, float] = field(default_factory=dict)
+    """Structure -> mL (mm2 in 2D, voxels where the image has no unit)."""
+    conformal_set: tuple[str, ...] | None = None
+    """The classes that cannot be ruled out at the bundle's level."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Regression: name -> (low, high) at the bundle's level."""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """Measures of the image itself, see imaging/quality.py."""

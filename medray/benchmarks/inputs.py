@@ -37,7 +37,7 @@ AUGMENT = (
 def ours(learner: Learner) -> float:
     """Samples per second over one epoch."""
     started, count = time.perf_counter(), 0
-    batches = train_batches(learner.samples, learner.rows["train"], learner.sampling, 0, learner.world.share)
+    batches = train_batches(learner.feed, learner.rows["train"], learner.sampling, 0, learner.world.share)
     for batch in look_ahead(batches, pin=False):
         count += len(to_network(learner, batch).image)
     return count / (time.perf_counter() - started)
@@ -81,7 +81,7 @@ def main() -> None:
         experiment = load("phantom", settings)
         learner = Learner(experiment, prepare(experiment, Path(root)), World())
         rows = learner.rows["train"]
-        images = (learner.samples.images[torch.from_numpy(rows)].float() / 127.5 - 1).numpy()
+        images = (learner.feed.images[torch.from_numpy(rows)].float() / 127.5 - 1).numpy()
         for workers in (0, os.cpu_count() or 1):
             loader = monai_loader(images, workers)
             found = compare(lambda: ours(learner), lambda loader=loader: theirs(loader))  # type: ignore[misc]

@@ -66,8 +66,8 @@ def main(family: str = "resnet", steps: int = 12) -> None:
     """Compare, and print the ratio."""
     with tempfile.TemporaryDirectory() as root:
         one, other = learner(family, Path(root)), learner(family, Path(root))
-        images = other.samples.images.float() / 127.5 - 1
-        labels = other.samples.targets.argmax(1)
+        images = other.feed.images.float() / 127.5 - 1
+        labels = other.feed.targets.argmax(1)
         show(f"loop/{family}", "steps/s", compare(lambda: ours(one, steps), lambda: bare(other, images, labels, steps)))
 
 

@@ -23,7 +23,8 @@ import torch
 
 from medray.benchmarks.ratio import PAIRS, compare, show
 from medray.imaging.writer import write_nifti
-from medray.pipeline.store import CHUNK_CASES, build
+from medray.pipeline.shelf import CHUNK_CASES
+from medray.pipeline.store import build
 from medray.sections.data import PreprocessSection
 from medray.types import CaseRef
 

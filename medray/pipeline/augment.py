@@ -1,9 +1,10 @@
 """Augmentation: random, training only, on whole batches, on the batch's own device.
 
 Flips are exact; every other motion of a case is one affine map and one linear resampling, beyond the border of
-which the edge voxels go on. Then intensities change, in the order gamma, brightness, contrast, noise, blur, cutout.
-What happens to a case depends on (seed, epoch, case) alone (draws.py). Means and ranges of 'the image' are over all
-its channels and voxels. B batch, C channel, S the spatial axes, R the cases that a step changes.
+which the edge voxels go on. A label map moves with its image: each voxel takes the class with the largest share of it.
+Then intensities change, in the order gamma, brightness, contrast, noise, blur, cutout. What happens to a case depends
+on (seed, epoch, case) alone (draws.py). Means and ranges of 'the image' are over all its channels and voxels.
+B batch, C channel, S the spatial axes, R the cases that a step changes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from medray.sections.augment import AugmentSection, Mixup
 
 Step = tuple[Rows, Callable[[Tensor], Tensor]]
 
+CLASSES_AT_ONCE = 8
+"""Label maps of more classes than this are resampled class by class."""
+
 
 def augment(image: Tensor, cfg: AugmentSection, seed: int, epoch: int, index: np.ndarray) -> Tensor:
     """A batch (B, C, *S) float, augmented; `index` (B,) is the row of each case in the store.
@@ -28,20 +32,45 @@ def augment(image: Tensor, cfg: AugmentSection, seed: int, epoch: int, index: np
     The input is never written to, and is itself the answer where nothing was drawn. A case for which nothing was
     drawn comes through bit for bit. Half precision is computed in float32 and rounded once.
     """
+    return augment_pair(image, None, cfg, seed, epoch, index)[0]
+
+
+def augment_pair(
+    image: Tensor, label: Tensor | None, cfg: AugmentSection, seed: int, epoch: int, index: np.ndarray
+) -> tuple[Tensor, Tensor | None]:
+    """A batch as `augment` makes it, and its label maps (B, 1, *S) of whole numbers, moved as the images are."""
     if image.ndim not in (4, 5) or len(index) != len(image):
         raise ValueError(f"augment takes (B, C, *S) and B indices, got {tuple(image.shape)} and {len(index)}")
     key = Key(seed, epoch, np.asarray(index, np.int64))
-    steps = [step for step in _steps(cfg, key, tuple(image.shape[2:])) if len(step[0])]
-    if not steps:
-        return image
+    size = tuple(image.shape[2:])
+    motion = affine.draw(cfg, key, size)
+    steps = [step for step in _intensity_steps(cfg, key, size) if len(step[0])]
+    still = not len(motion.rows) and not any(len(rows) for rows in motion.flips.values())
+    if still and not steps:
+        return image, label
     work = image.to(torch.promote_types(image.dtype, torch.float32), copy=True)
+    moved = None if label is None else label.clone()
+    for axis, rows in motion.flips.items():
+        mirror = partial(torch.flip, dims=(axis + 2,))
+        work = _changed(work, rows, mirror)
+        moved = None if moved is None else _changed(moved, rows, mirror)
+    if len(motion.rows):
+        grid = _sampling_grid(affine.theta(motion, size), work)
+        work = _changed(work, motion.rows, partial(_resample, grid=grid))
+        moved = None if moved is None else _changed(moved, motion.rows, partial(_resample_label, grid=grid))
     for rows, change in steps:
-        if len(rows) == len(work):
-            work = change(work)
-        else:
-            at = torch.from_numpy(rows).to(work.device)
-            work.index_copy_(0, at, change(work.index_select(0, at)))
-    return work.to(image.dtype)
+        work = _changed(work, rows, change)
+    return work.to(image.dtype), moved
+
+
+def _changed(work: Tensor, rows: Rows, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`work` (B, ...) with `change` made to its `rows`, in place where these are not all."""
+    if len(rows) == 0:
+        return work
+    if len(rows) == len(work):
+        return change(work)
+    at = torch.from_numpy(rows).to(work.device)
+    return work.index_copy_(0, at, change(work.index_select(0, at)))
 
 
 def mixup_weights(cfg: Mixup, seed: int, epoch: int, index: np.ndarray) -> Floats:
@@ -60,13 +89,8 @@ def mixup_weights(cfg: Mixup, seed: int, epoch: int, index: np.ndarray) -> Float
     return share
 
 
-def _steps(cfg: AugmentSection, key: Key, size: tuple[int, ...]) -> Iterator[Step]:
-    """The changes in their order, each with the cases (R,) that it was drawn for."""
-    motion = affine.draw(cfg, key, size)
-    for axis, rows in motion.flips.items():
-        yield rows, partial(torch.flip, dims=(axis + 2,))
-    yield motion.rows, partial(_resample, theta=affine.theta(motion, size))
-
+def _intensity_steps(cfg: AugmentSection, key: Key, size: tuple[int, ...]) -> Iterator[Step]:
+    """The changes of intensities in their order, each with the cases (R,) that it was drawn for."""
     rows, u = pick(key, Stream.GAMMA, cfg.gamma.p * (cfg.gamma.strength > 0), 1)
     yield rows, partial(_gamma, exponent=np.exp((2 * u[:, 0] - 1) * cfg.gamma.strength))
     rows, u = pick(key, Stream.BRIGHTNESS, cfg.brightness.p * (cfg.brightness.shift > 0), 1)
@@ -82,26 +106,44 @@ def _steps(cfg: AugmentSection, key: Key, size: tuple[int, ...]) -> Iterator[Ste
     yield rows, partial(_cutout, place=u, fraction=cfg.cutout.fraction)
 
 
-def _resample(image: Tensor, theta: Floats) -> Tensor:
-    """(R, C, *S) read at the places that `theta` (R, d, d + 1) gives, linearly."""
+def _sampling_grid(theta: Floats, image: Tensor) -> Tensor:
+    """(R, *S, d) where each voxel of the moved cases is read, by `theta` (R, d, d + 1), as grid_sample counts."""
     d = image.ndim - 2
     size = image.shape[2:]
     maps = torch.from_numpy(theta).to(image.dtype).to(image.device)
-    grid = image.new_empty((len(image), *size, d))
+    grid = image.new_empty((len(theta), *size, d))
     for component in range(d):
         terms = []
         for column in range(d):
             length = size[d - 1 - column]
             centres = (2 * torch.arange(length, device=image.device, dtype=image.dtype) + 1) / length - 1
-            shape = [len(image)] + [1] * d
+            shape = [len(theta)] + [1] * d
             shape[d - column] = length
             terms.append((maps[:, component, column, None] * centres).view(shape))
         terms[0] = terms[0] + _per_case(maps[:, component, d], terms[0])
         partial_sum = terms[0] if d == 2 else terms[0] + terms[1]
         torch.add(partial_sum, terms[-1], out=grid[..., component])
+    return grid
+
+
+def _resample(image: Tensor, grid: Tensor) -> Tensor:
+    """(R, C, *S) read at the places of `grid`, linearly."""
     return torch.nn.functional.grid_sample(
         image.contiguous(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )
+
+
+def _resample_label(label: Tensor, grid: Tensor) -> Tensor:
+    """(R, 1, *S) whole numbers read at the places of `grid`: the class with the largest share by linear weights."""
+    values = torch.unique(label)
+    best, moved = None, torch.empty_like(label)
+    for part in values.split(CLASSES_AT_ONCE):
+        one_hot = (label == part.view(-1, *[1] * (label.ndim - 2))).to(grid.dtype)
+        share, winner = _resample(one_hot, grid).max(1, keepdim=True)
+        chosen = part[winner]
+        moved = chosen if best is None else torch.where(share > best, chosen, moved)
+        best = share if best is None else torch.maximum(best, share)
+    return moved
 
 
 def _gamma(image: Tensor, exponent: Floats) -> Tensor:

@@ -37,6 +37,7 @@ class Stream(IntEnum):
     CUTOUT = 11
     MIXUP = 12
     NOISE_FIELD = 13
+    PATCH = 14
 
 
 class Key(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,9 +19,35 @@ from medray.sections.augment import Mixup
 from medray.types import Array, Batch
 
 
+class Feed(Protocol):
+    """Everything that batches are cut from; row i is the same case in each."""
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """(N, K) float."""
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """(N,) float, the weight of each case in the loss."""
+
+    @property
+    def spatial_dims(self) -> int:
+        """Axes of the network's grid, 2 or 3."""
+
+    @property
+    def eval_cases(self) -> int:
+        """Most cases that one batch of `whole` holds."""
+
+    def drawn(self, rows: Array, index: Array, seed: int, epoch: int) -> Batch:
+        """What is trained on of the cases `rows`; `index` is the row plus N for each time it was drawn before."""
+
+    def whole(self, rows: Array) -> Batch:
+        """What is evaluated of the cases `rows`."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """Everything that batches are cut from; row i is the same case in each."""
+    """Whole images on one grid."""
 
     images: torch.Tensor
     """(N, C, *S) as stored, memory-mapped."""
@@ -28,6 +55,25 @@ class Samples:
     """(N, K) float."""
     weights: torch.Tensor
     """(N,) float, the weight of each case in the loss."""
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return self.images.ndim - 2
+
+    @property
+    def eval_cases(self) -> int:
+        """As many as memory takes."""
+        return len(self.images)
+
+    def drawn(self, rows: Array, index: Array, seed: int, epoch: int) -> Batch:  # noqa: ARG002
+        """The images as stored; `index` names their random augmentation."""
+        return replace(self.whole(rows), index=torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64)))
+
+    def whole(self, rows: Array) -> Batch:
+        """The images as stored."""
+        index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
+        return Batch(self.images[index], self.targets[index], self.weights[index], index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,40 +97,46 @@ class Sampling:
     mixup: Mixup = NO_MIXUP
     chances: Array | None = None
     """(n,) relative chance of each training row; then an epoch draws with replacement."""
+    steps_per_epoch: int | None = None
+    """By default one pass over the cases."""
 
     def steps(self, count: int) -> int:
         """Optimiser steps in an epoch of `count` cases; a last incomplete batch waits for the next epoch's order."""
-        return max(1, count // self.batch_size)
+        return self.steps_per_epoch or max(1, count // self.batch_size)
 
 
 def epoch_order(rows: Array, sampling: Sampling, epoch: int) -> Array:
-    """(n,) the rows of one epoch in order, the same on every worker; drawn with replacement if there are chances."""
+    """(n,) the rows of one epoch in order, the same on every worker; drawn with replacement if there are chances.
+
+    n is the number of rows, or what the steps of a longer epoch need: then every row comes again as the others do.
+    """
     draw = np.random.default_rng((sampling.seed, epoch))
+    needed = len(rows) if sampling.steps_per_epoch is None else sampling.steps_per_epoch * sampling.batch_size
     if sampling.chances is None:
-        return draw.permutation(rows)
-    return draw.choice(rows, size=len(rows), replace=True, p=sampling.chances / sampling.chances.sum())
+        return np.concatenate([draw.permutation(rows) for _ in range(max(1, -(-needed // len(rows))))])
+    return draw.choice(rows, size=max(needed, len(rows)), replace=True, p=sampling.chances / sampling.chances.sum())
 
 
-def train_batches(samples: Samples, rows: Array, sampling: Sampling, epoch: int, share: Share) -> Iterator[Batch]:
+def train_batches(feed: Feed, rows: Array, sampling: Sampling, epoch: int, share: Share) -> Iterator[Batch]:
     """This worker's share of each batch of one epoch.
 
     `Batch.weight` sums to the number of workers over the whole world's batch, so that the mean over workers
     of the weighted sums is the weighted mean.
     """
     order = epoch_order(rows, sampling, epoch)
-    draws = order + len(samples.targets) * _occurrences(order)
-    for step in range(sampling.steps(len(order))):
-        whole = order[step * sampling.batch_size : (step + 1) * sampling.batch_size]
-        weights = samples.weights[torch.from_numpy(whole)]
+    draws = order + len(feed.targets) * _occurrences(order)
+    for step in range(sampling.steps(len(rows))):
+        part = slice(step * sampling.batch_size, (step + 1) * sampling.batch_size)
+        whole, index = order[part], draws[part]
+        weights = feed.weights[torch.from_numpy(whole)]
         # A batch of cases that all weigh nothing changes nothing.
         total = float(weights.sum()) or 1.0
-        mine = whole[share.rank :: share.size]
-        batch = gather(samples, mine)
+        mine = slice(share.rank, None, share.size)
+        batch = feed.drawn(whole[mine], index[mine], sampling.seed, epoch)
         if sampling.mixup.p > 0:
-            partners = np.roll(whole, 1)[share.rank :: share.size]
-            batch = _mix(batch, gather(samples, partners), sampling, epoch)
-        index = torch.from_numpy(draws[step * sampling.batch_size :][share.rank : len(whole) : share.size].copy())
-        yield replace(batch, weight=batch.weight * (share.size / total), index=index)
+            partners = feed.drawn(np.roll(whole, 1)[mine], np.roll(index, 1)[mine], sampling.seed, epoch)
+            batch = _mix(batch, partners, sampling, epoch)
+        yield replace(batch, weight=batch.weight * (share.size / total))
 
 
 def _occurrences(order: Array) -> Array:
@@ -97,17 +149,12 @@ def _occurrences(order: Array) -> Array:
     return counts
 
 
-def eval_batches(samples: Samples, rows: Array, batch_size: int, share: Share) -> Iterator[Batch]:
+def eval_batches(feed: Feed, rows: Array, batch_size: int, share: Share) -> Iterator[Batch]:
     """This worker's rows in order, each case once: nothing is padded, so workers may differ by one case."""
     mine = rows[share.rank :: share.size]
-    for start in range(0, len(mine), batch_size):
-        yield gather(samples, mine[start : start + batch_size])
-
-
-def gather(samples: Samples, rows: Array) -> Batch:
-    """The cases of `rows` as one batch, in the stored type."""
-    index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
-    return Batch(samples.images[index], samples.targets[index], samples.weights[index], index)
+    size = min(batch_size, feed.eval_cases)
+    for start in range(0, len(mine), size):
+        yield feed.whole(mine[start : start + size])
 
 
 def _mix(batch: Batch, partner: Batch, sampling: Sampling, epoch: int) -> Batch:

@@ -6,20 +6,25 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from medray.cluster import Mapper
-from medray.config import Experiment
+from medray.config import ConfigError, Experiment, load_plugin
 from medray.datasets.scan import scan
+from medray.pipeline import casestore
+from medray.pipeline.casestore import CaseStore
 from medray.pipeline.hashes import HASHES
 from medray.pipeline.integrity import dataset_files, verify
+from medray.pipeline.shelf import Refusal, StoreError
 from medray.pipeline.split import SplitIndices, split
-from medray.pipeline.store import Refusal, Store, StoreError, build, on_this_node
+from medray.pipeline.store import Store, build, on_this_node
 from medray.types import Array, Dataset, NetworkIO
+
+Kind = Literal["classes", "numeric", "dense"]
 
 
 class DataRefused(RuntimeError):
@@ -38,14 +43,16 @@ class Prepared:
     split: SplitIndices
     """Rows of the store, refused cases left out."""
     targets: Array
-    """(N, K) float32, one-hot or multi-hot."""
+    """(N, K) float32, one-hot or multi-hot; of a dense task 1 where the class occurs."""
     weights: Array
     """(N,) float32, the dataset's own."""
     store_folder: Path
     shape: tuple[int, ...]
-    """(C, *S) of the network's grid."""
+    """(C, *S) of the network's grid, of a dense task its window."""
     refused: tuple[Refusal, ...]
     warnings: dict[str, int]
+    dense: bool = False
+    """Whether cases are answered per voxel: they lie in a CaseStore, each on a grid of its own."""
 
     def rows(self, name: str) -> Array:
         """Rows of the split `name`."""
@@ -53,7 +60,7 @@ class Prepared:
 
     def network_io(self, outputs: int) -> NetworkIO:
         """What the network takes and gives."""
-        return NetworkIO(self.shape[0], self.shape[1:], outputs)
+        return NetworkIO(self.shape[0], self.shape[1:], outputs, self.dense)
 
     @property
     def fingerprint(self) -> str:
@@ -76,8 +83,24 @@ class Prepared:
         """
         store = on_this_node(self.store_folder, self.dataset.refs, experiment.preprocess)
         if (store.key, store.refused) != (self.store_folder.name, self.refused):
-            raise StoreError(f"the dataset's files on {platform.node()} are not those that the run was prepared with")
+            raise _other_files()
         return store
+
+    def open_cases(self, experiment: Experiment) -> CaseStore:
+        """The store of a dense task on this node's disk.
+
+        Raises:
+            StoreError: this node reads other cases than the one that prepared the training.
+        """
+        recipe = casestore.recipe_of(self.dataset, experiment.preprocess)
+        store = casestore.on_this_node(self.store_folder, self.dataset.refs, recipe)
+        if (store.key, store.refused) != (self.store_folder.name, self.refused):
+            raise _other_files()
+        return store
+
+
+def _other_files() -> StoreError:
+    return StoreError(f"the dataset's files on {platform.node()} are not those that the run was prepared with")
 
 
 def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) -> Prepared:
@@ -94,17 +117,20 @@ def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) 
         StoreError: the store cannot be built.
     """
     dataset = scan(experiment.dataset)
-    if any(not ref.target for ref in dataset.refs) and not dataset.multilabel:
-        unlabelled = sum(not ref.target for ref in dataset.refs)
-        raise DataRefused(
-            f"{unlabelled} of {len(dataset.refs)} cases have no class; "
-            "classification needs one each (label maps are for segmentation)",
-            (),
-        )
+    kind = kind_of(experiment)
+    dense = kind == "dense"
+    _check_targets(dataset, kind)
+    if kind == "numeric":
+        # From here on the columns of the targets are these.
+        dataset = replace(dataset, classes=dataset.quantities)
     indices = split(dataset, experiment.split)
     root.mkdir(parents=True, exist_ok=True)
     _check_integrity(dataset, experiment.dataset.manifest, root / HASHES)
-    store = build(dataset.refs, experiment.preprocess, root, mapper)
+    store: Store | CaseStore
+    if dense:
+        store = casestore.build(dataset.refs, casestore.recipe_of(dataset, experiment.preprocess), root, mapper)
+    else:
+        store = build(dataset.refs, experiment.preprocess, root, mapper)
     _check_refusals(store, experiment.dataset.max_bad_fraction, len(dataset.refs))
     indices = _without({refusal.row for refusal in store.refused}, indices)
     for name in ("train", "val"):
@@ -113,13 +139,46 @@ def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) 
     return Prepared(
         dataset=dataset,
         split=indices,
-        targets=_targets(dataset),
+        targets=(store.counts > 0).astype(np.float32) if isinstance(store, CaseStore) else _targets(dataset, kind),
         weights=np.array([ref.weight for ref in dataset.refs], np.float32),
         store_folder=store.folder,
-        shape=store.images.shape[1:],
+        shape=_window_shape(experiment, store) if isinstance(store, CaseStore) else store.images.shape[1:],
         refused=store.refused,
         warnings=store.warnings,
+        dense=dense,
     )
+
+
+def kind_of(experiment: Experiment) -> Kind:
+    """What the experiment's task learns from: label maps, numbers, or classes of whole images."""
+    task = load_plugin("tasks", experiment.task.name)
+    return "dense" if getattr(task, "DENSE", False) else "numeric" if getattr(task, "NUMERIC", False) else "classes"
+
+
+def _check_targets(dataset: Dataset, kind: Kind) -> None:
+    """Refuse a dataset that does not hold what the task learns from."""
+    if kind == "numeric":
+        unlabelled = sum(not ref.numbers for ref in dataset.refs)
+        what, hint = "numbers", "a regression needs them: name their columns, dataset.numbers=[age] with a table"
+    elif kind == "dense":
+        unlabelled = sum(ref.label_map is None for ref in dataset.refs)
+        what, hint = "label map", "segmentation needs one each (classes of whole images are for classification)"
+    else:
+        unlabelled = 0 if dataset.multilabel else sum(not ref.target for ref in dataset.refs)
+        what, hint = "class", "classification needs one each (label maps are for segmentation)"
+    if unlabelled:
+        raise DataRefused(f"{unlabelled} of {len(dataset.refs)} cases have no {what}; {hint}", ())
+
+
+def _window_shape(experiment: Experiment, store: CaseStore) -> tuple[int, ...]:
+    """(C, *W) of what the network sees at once."""
+    size = experiment.window.size or experiment.preprocess.size
+    if size is None:
+        raise ConfigError(["window.size: is missing; give one edge per axis, or let `medray plan` choose it"])
+    if not store.spatial_dims - 1 <= len(size) <= store.spatial_dims:
+        raise ConfigError([f"window.size: has {len(size)} axes, the images have {store.spatial_dims}"])
+    slices = 1 if len(size) == store.spatial_dims else 2 * experiment.window.neighbours + 1
+    return (store.channels * slices, *size)
 
 
 def _check_integrity(dataset: Dataset, manifest: Path | None, cache: Path) -> None:
@@ -131,7 +190,7 @@ def _check_integrity(dataset: Dataset, manifest: Path | None, cache: Path) -> No
         raise DataRefused(f"{len(problems)} files are not as {manifest.name} lists them:\n{shown}{more}", ())
 
 
-def _check_refusals(store: Store, limit: float, count: int) -> None:
+def _check_refusals(store: Store | CaseStore, limit: float, count: int) -> None:
     """Refuse to train when too many cases are left out."""
     if len(store.refused) / count > limit:
         shown = "\n".join(f"  {refusal}" for refusal in store.refused[:10])
@@ -149,8 +208,10 @@ def _without(bad: set[int], indices: SplitIndices) -> SplitIndices:
     return SplitIndices(**parts, method=indices.method)
 
 
-def _targets(dataset: Dataset) -> Array:
-    """(N, K) one-hot or multi-hot."""
+def _targets(dataset: Dataset, kind: Kind) -> Array:
+    """(N, K) one-hot or multi-hot, or numbers."""
+    if kind == "numeric":
+        return np.array([ref.numbers for ref in dataset.refs], np.float32)
     targets = np.zeros((len(dataset.refs), len(dataset.classes)), np.float32)
     for row, ref in enumerate(dataset.refs):
         targets[row, list(ref.target)] = 1.0

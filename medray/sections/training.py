@@ -59,6 +59,10 @@ class TrainSection(Section):
     """The loop."""
 
     epochs: Count = 20
+    steps_per_epoch: Count | None = None
+    """By default one pass over the training cases; dense tasks draw as many patches as that takes."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validate: one training per fold, recorded under one parent run with mean and spread."""
     batch_size: Count = 64
     """Cases per optimiser step over all workers, so that the curve does not depend on their number."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -14,7 +14,7 @@ from dicom_tree import series
 from medray.config import load_plugin, plugins
 from medray.datasets import files
 from medray.datasets.scan import scan
-from medray.pipeline.store import files_of
+from medray.pipeline.hashes import files_of
 from medray.sections.base import DatasetSection
 from medray.types import Box, CaseRef, Dataset, InputError
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from medray.imaging.writer import write_png
 from medray.pipeline import store as stores
 from medray.pipeline.loader import Share, train_batches
 from medray.pipeline.prepare import DataRefused, prepare
-from medray.pipeline.store import StoreError, build, on_this_node, open_store, store_key
+from medray.pipeline.shelf import StoreError
+from medray.pipeline.store import build, on_this_node, open_store, store_key
 from medray.sections.data import PreprocessSection
 from medray.training.learner import Learner
 from medray.training.world import World
@@ -50,7 +52,7 @@ def test_rows_are_what_read_and_preprocess_give(folder: Path, tmp_path: Path) ->
 def test_a_store_is_built_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refs = refs_of(folder)
     first = build(refs, RANGE, tmp_path)
-    monkeypatch.setattr(stores, "_build_into", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(stores, "_fill", lambda *_, **__: pytest.fail("built again"))
     assert build(refs, RANGE, tmp_path).folder == first.folder
 
 
@@ -226,7 +228,7 @@ def test_writes_to_an_open_store_do_not_reach_the_disk(folder: Path, tmp_path: P
 
 
 def test_another_node_copies_or_builds(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores.tempfile, "gettempdir", lambda: str(tmp_path / "scratch"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "scratch"))
     refs = refs_of(folder)
     store = build(refs, RANGE, tmp_path / "stores")
     assert on_this_node(store.folder, refs, RANGE).folder == store.folder

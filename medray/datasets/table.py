@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Literal
 
 from medray.datasets.files import require_file, require_files
@@ -13,6 +14,7 @@ from medray.datasets.tables import (
     TARGET_ALIASES,
     TargetSection,
     find_columns,
+    read_numbers,
     read_table,
     read_targets,
 )
@@ -36,6 +38,8 @@ class Config(TargetSection):
     """By default image, path, file, filename, image_path or filepath; paths are relative to the CSV."""
     subject_column: str | None = None
     """By default subject, subject_id, patient or patient_id, where there is one."""
+    numbers: tuple[str, ...] = ()
+    """Columns of numbers, for a regression: then the table needs no label."""
 
 
 def scan(cfg: Config) -> Dataset:
@@ -43,10 +47,11 @@ def scan(cfg: Config) -> Dataset:
 
     Raises:
         ConfigError: no file, or no such column.
-        InputError: `broken_table`, `missing_files`, `missing_label`, `unknown_class`, `wrong_split`, `wrong_weight`.
+        InputError: `broken_table`, `missing_files`, `missing_label`, `unknown_class`, `wrong_number`, `wrong_split`,
+            `wrong_weight`.
     """
     table = read_table(require_file(cfg.path, EXPECTS))
-    columns = find_columns(cfg, table, ALIASES, ("image", "label"))
+    columns = find_columns(cfg, table, ALIASES, ("image",) if cfg.numbers else ("image", "label"))
     names = table.column(columns["image"]) or []
     blank = [row for row, name in enumerate(names) if not name]
     if blank:
@@ -57,7 +62,10 @@ def scan(cfg: Config) -> Dataset:
     paths = [root / case_id for case_id in ids]
     require_files(paths, root, "images")
     told = read_targets(cfg, table, columns)
+    numbers = read_numbers(table, cfg.numbers)
     subjects = table.column(columns["subject"]) or [""] * len(ids)
     refs = tuple(map(CaseRef, ids, paths, told.targets, subjects, told.splits, told.weights))
+    refs = tuple(replace(ref, numbers=row) for ref, row in zip(refs, numbers, strict=True))
     mend = "add a column subject, or name yours with dataset.subject_column"
-    return Dataset(refs, told.classes, told.multilabel, told.notes + subject_notes(refs, mend))
+    notes = told.notes + subject_notes(refs, mend)
+    return Dataset(refs, told.classes, told.multilabel, notes, quantities=cfg.numbers)

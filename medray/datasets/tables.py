@@ -153,9 +153,43 @@ def read_targets(cfg: TargetSection, table: Table, columns: Mapping[str, int | N
     Raises:
         InputError: `missing_label`, `unknown_class`, `wrong_split`, `wrong_weight`.
     """
-    classes, targets, multilabel, notes = _targets(cfg, table, table.column(columns["label"]) or [])
+    labels = table.column(columns["label"])
+    nothing: list[tuple[int, ...]] = [()] * len(table.rows)
+    classes, targets, multilabel, notes = ((), nothing, False, ()) if labels is None else _targets(cfg, table, labels)
     splits = _splits(table, table.column(columns["split"]))
     return Targets(classes, multilabel, targets, splits, _weights(table, table.column(columns["weight"])), notes)
+
+
+def read_numbers(table: Table, names: Sequence[str]) -> list[tuple[float, ...]]:
+    """The cells of some columns as numbers, row by row.
+
+    Raises:
+        ConfigError: with every column that is not there.
+        InputError: `wrong_number`.
+    """
+    absent = [name for name in names if name not in table.header]
+    if absent:
+        have = f"{table.path.name} has: {', '.join(table.header)}"
+        raise ConfigError(
+            [f"dataset.numbers: no column '{name}'{nearest(name, table.header)}; {have}" for name in absent]
+        )
+    columns = []
+    for name in names:
+        cells = table.column(table.header.index(name)) or []
+        numbers = [_number(cell) for cell in cells]
+        if wrong := [row for row, number in enumerate(numbers) if not math.isfinite(number)]:
+            what = f"'{name}' is '{cells[wrong[0]]}'"
+            raise table.refuse("wrong_number", wrong, what, "write a number with a decimal point, or remove the rows")
+        columns.append(numbers)
+    return [tuple(row) for row in zip(*columns, strict=True)] if columns else [()] * len(table.rows)
+
+
+def _number(cell: str) -> float:
+    """NaN where a cell is no number."""
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
 
 
 def _targets(
@@ -209,10 +243,7 @@ def _weights(table: Table, cells: Sequence[str] | None) -> list[float]:
     """The weight of each row, 1 where the cell is empty."""
     weights, wrong = [], []
     for row, cell in enumerate(cells or [""] * len(table.rows)):
-        try:
-            weight = float(cell or 1)
-        except ValueError:
-            weight = math.nan
+        weight = _number(cell or "1")
         if not (math.isfinite(weight) and weight >= 0):
             wrong.append(row)
         weights.append(weight)

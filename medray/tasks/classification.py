@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from medray.config import ConfigError
-from medray.metrics.classification import SUMMARY, decide, per_class, summarise
+from medray.metrics.classification import SUMMARY, decide, macro_auroc, per_class, summarise
 from medray.sections.base import Fraction, NonNegative, Section, TaskSection
 from medray.types import Array, Batch, Prediction
 
@@ -69,8 +69,14 @@ class Classification:
     positive_weights: tuple[float, ...] = ()
     """Multi-label with balanced class weights: weight of each class's positives in the loss."""
 
+    dense = False
     monitor = "val/auroc"
     metrics = (*SUMMARY, "loss")
+
+    @property
+    def settled(self) -> Config:
+        """The settings themselves."""
+        return self.cfg
 
     @property
     def decision(self) -> dict[str, float] | str:
@@ -92,6 +98,17 @@ class Classification:
         """(B, outputs) raw output and (B, K) probabilities of a batch of images (B, C, *S)."""
         output = network(image).float()
         return output, self.probabilities(output)
+
+    @property
+    def columns(self) -> int:
+        """The probabilities, and the loss."""
+        return len(self.classes) + 1
+
+    def measure(self, output: Tensor, scores: Tensor, target: Tensor) -> Tensor:
+        """(B, K + 1) probabilities and loss of each case."""
+        import torch
+
+        return torch.cat([scores, self.case_losses(output, target)[:, None]], 1).float()
 
     def case_losses(self, output: Tensor, target: Tensor) -> Tensor:
         """(B,) loss of each case from raw output (B, outputs) and target (B, K)."""
@@ -149,13 +166,17 @@ class Classification:
         chosen = [name for name, one in zip(self.classes, picked, strict=True) if one]
         return Prediction(case_id, self.classes, scores, tuple(chosen), warnings)
 
-    def summarise(self, scores: Array, targets: Array) -> dict[str, float]:
+    def summarise(self, rows: Array, targets: Array) -> dict[str, float]:
         """Metrics of probabilities (N, K) against targets (N, K)."""
-        return summarise(scores, targets, self.mode == "multilabel", self._thresholds())
+        return summarise(rows, targets, self.mode == "multilabel", self._thresholds())
 
-    def per_class(self, scores: Array, targets: Array) -> dict[str, dict[str, float]]:
+    def headline(self, rows: Array, targets: Array) -> float:
+        """Macro AUROC."""
+        return macro_auroc(rows, targets, self.mode == "multilabel")
+
+    def per_class(self, rows: Array, targets: Array) -> dict[str, dict[str, float]]:
         """Metrics of each class, against the rest."""
-        return per_class(scores, targets, self.classes, self.mode == "multilabel", self._thresholds())
+        return per_class(rows, targets, self.classes, self.mode == "multilabel", self._thresholds())
 
     def _thresholds(self) -> list[float] | None:
         """Probability from which on each class is said to be present; exclusive classes have none."""

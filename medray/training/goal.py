@@ -8,7 +8,7 @@ from medray.config import Experiment
 from medray.pipeline.prepare import Prepared
 from medray.tasks.task import Task, build
 
-LOWER_IS_BETTER = ("loss", "brier", "ece")
+LOWER_IS_BETTER = ("loss", "brier", "ece", "mae", "mse", "rmse", "median_absolute_error")
 
 
 def task_of(experiment: Experiment, prepared: Prepared) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
@@ -13,11 +13,15 @@ from medray.config import Experiment
 from medray.imaging.preprocess import normalise
 from medray.metrics.classification import confusion_matrix
 from medray.pipeline.augment import augment
-from medray.pipeline.prepare import Prepared
+from medray.pipeline.prepare import Prepared, kind_of
 from medray.reports import figures
-from medray.training.goal import monitor_of, monitor_sign
+from medray.reports.agreement import agreement
+from medray.training.goal import monitor_of, monitor_sign, task_of
 from medray.training.worker import Outcome
 from medray.types import Array
+
+if TYPE_CHECKING:
+    from medray.tasks.regression import Regression
 
 GRID = 16
 """Images on a page."""
@@ -37,22 +41,45 @@ def illustrate(folder: Path, experiment: Experiment, prepared: Prepared, outcome
     """
     folder.mkdir(parents=True, exist_ok=True)
     split = "test" if len(prepared.split.test) else "val"
-    scores, targets = outcome.scores[split], prepared.targets[prepared.rows(split)]
-    classes, multilabel = prepared.dataset.classes, prepared.dataset.multilabel
+    if kind_of(experiment) == "numeric":
+        pages = _numeric(experiment, prepared, outcome, split)
+    else:
+        pages = _classes(experiment, prepared, outcome, split, rename)
+    pages["curves"] = _curves(experiment, prepared, outcome)
+    pages["augmented"] = _augmented(experiment, prepared)
+    for name, png in pages.items():
+        (folder / f"{name}.png").write_bytes(png)
+
+
+def _curves(experiment: Experiment, prepared: Prepared, outcome: Outcome) -> bytes:
+    """Loss and the monitored metric over the epochs."""
     monitor = monitor_of(experiment, prepared)
     mode: Literal["max", "min"] = "max" if monitor_sign(monitor, experiment.train.mode) > 0 else "min"
+    return figures.curves(outcome.history, monitor, mode)
+
+
+def _numeric(experiment: Experiment, prepared: Prepared, outcome: Outcome, split: str) -> dict[str, bytes]:
+    """How well predicted and true numbers agree."""
+    task = cast("Regression", task_of(experiment, prepared))
+    rows = outcome.scores[split]
+    return {"agreement": agreement(task.point(rows), prepared.targets[prepared.rows(split)], task.names)}
+
+
+def _classes(
+    experiment: Experiment, prepared: Prepared, outcome: Outcome, split: str, rename: Rename
+) -> dict[str, bytes]:
+    """How well classes are told apart, and the cases that are not."""
+    scores, targets = outcome.scores[split], prepared.targets[prepared.rows(split)]
+    classes, multilabel = prepared.dataset.classes, prepared.dataset.multilabel
     pages = {
-        "curves": figures.curves(outcome.history, monitor, mode),
         "roc": figures.roc(scores, targets, classes, multilabel),
         "precision_recall": figures.precision_recall(scores, targets, classes, multilabel),
         "calibration": figures.calibration(scores, targets, multilabel),
-        "augmented": _augmented(experiment, prepared),
         "worst": _worst(experiment, prepared, split, scores, rename),
     }
     if not multilabel:
         pages["confusion"] = figures.confusion(confusion_matrix(scores, targets), classes)
-    for name, png in pages.items():
-        (folder / f"{name}.png").write_bytes(png)
+    return pages
 
 
 def _images(experiment: Experiment, prepared: Prepared, rows: Array) -> torch.Tensor:
@@ -62,7 +89,10 @@ def _images(experiment: Experiment, prepared: Prepared, rows: Array) -> torch.Te
 
 
 def _names(prepared: Prepared, row: int) -> str:
-    """Class names of a case."""
+    """Class names of a case, or its numbers."""
+    ref = prepared.dataset.refs[row]
+    if ref.numbers:
+        return ", ".join(f"{value:g}" for value in ref.numbers)
     return "|".join(prepared.dataset.classes[index] for index in prepared.dataset.refs[row].target) or "none"
 
 

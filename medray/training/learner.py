@@ -13,9 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medray.config import ConfigError, Experiment, nearest
+from medray.inference.trust import check_rules
+from medray.inference.whole import whole_probabilities
 from medray.networks.build import build, train_mode
-from medray.pipeline.loader import Samples, Sampling
-from medray.pipeline.prepare import Prepared
+from medray.pipeline.loader import Feed, Samples, Sampling
+from medray.pipeline.patches import Patches, Patching
+from medray.pipeline.prepare import Prepared, kind_of
 from medray.training.goal import monitor_of, monitor_sign, task_of
 from medray.training.optim import Schedule, build_optimizer
 from medray.training.world import World
@@ -32,29 +35,33 @@ class Learner:
         self.rows = {name: prepared.rows(name) for name in ("train", "val", "test")}
         train_targets = prepared.targets[self.rows["train"]]
         self.task = task_of(experiment, prepared)
-        self.samples = self._samples(prepared)
+        self.feed = self._feed(prepared)
         chances = self.task.case_chances(train_targets)
         self._check()
-        self.sampling = Sampling(experiment.train.batch_size, experiment.seed, experiment.augment.mixup, chances)
+        if kind_of(experiment) == "classes":
+            # What would be refused when the training is over.
+            check_rules(experiment.trust, prepared.dataset.classes, prepared.targets[self.rows["val"]])
+        train = experiment.train
+        mixup = experiment.augment.mixup
+        self.sampling = Sampling(train.batch_size, experiment.seed, mixup, chances, train.steps_per_epoch)
         self.steps_per_epoch = self.sampling.steps(len(self.rows["train"]))
-        self.precision: Precision = precision(experiment.train.precision, world.device, self.samples.images.ndim - 2)
+        self.precision: Precision = precision(train.precision, world.device, self.feed.spatial_dims)
         self.monitor = monitor_of(experiment, prepared)
         self.sign = monitor_sign(self.monitor, experiment.train.mode)
 
+        self.window = prepared.shape[1:]
         built = build(experiment.network, prepared.network_io(self.task.outputs), experiment.seed)
         self.loaded, self.unfit = built.loaded, built.unfit
         self.network = self._placed(built.network)
         self.parallel = self._parallel()
-        decay = experiment.train.ema
+        decay = train.ema
         self.averaged = (
             None
             if decay is None
             else AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
         )
         self.optimizer = build_optimizer(experiment.optimizer, self.network, self.loaded)
-        self.schedule = Schedule(
-            experiment.schedule, self.steps_per_epoch, self.steps_per_epoch * experiment.train.epochs
-        )
+        self.schedule = Schedule(experiment.schedule, self.steps_per_epoch, self.steps_per_epoch * train.epochs)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
         self.head = [p for p in self.network.parameters() if p.requires_grad][-1]
         self.epoch = 0
@@ -75,18 +82,22 @@ class Learner:
         if monitor not in known or (monitor.startswith("train/") and monitor != "train/loss"):
             mistakes.append(f"train.monitor: '{monitor}' is not measured{nearest(monitor, known)}")
         axes = self.experiment.augment.flip.axes
-        if max(axes, default=0) >= self.samples.images.ndim - 2:
-            mistakes.append(f"augment.flip.axes: {axes} on a grid of {self.samples.images.ndim - 2} axes")
+        if max(axes, default=0) >= self.feed.spatial_dims:
+            mistakes.append(f"augment.flip.axes: {axes} on a grid of {self.feed.spatial_dims} axes")
+        if self.task.dense and self.experiment.augment.mixup.p:
+            mistakes.append("augment.mixup: blends whole cases; it is not for label maps")
         if mistakes:
             raise ConfigError(mistakes)
 
-    def _samples(self, prepared: Prepared) -> Samples:
+    def _feed(self, prepared: Prepared) -> Feed:
         """The store and the targets as tensors; class weights come from the training cases alone."""
         weights = prepared.weights.copy()
         rows = self.rows["train"]
         weights[rows] = self.task.case_weights(prepared.targets[rows], weights[rows])
-        images = torch.from_numpy(prepared.open(self.experiment).images)
-        return Samples(images, torch.from_numpy(prepared.targets), torch.from_numpy(weights))
+        targets, tensor = torch.from_numpy(prepared.targets), torch.from_numpy(weights)
+        if prepared.dense:
+            return Patches(prepared.open_cases(self.experiment), patching(self.experiment, prepared), targets, tensor)
+        return Samples(torch.from_numpy(prepared.open(self.experiment).images), targets, tensor)
 
     def _placed(self, network: nn.Module) -> nn.Module:
         """The network on the device, in the memory order and with the norms that the experiment asks for."""
@@ -101,7 +112,7 @@ class Learner:
         return network
 
     def _memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.samples.images.ndim == 4 else torch.channels_last_3d
+        return torch.channels_last if self.feed.spatial_dims == 2 else torch.channels_last_3d
 
     def _parallel(self) -> nn.Module:
         """What the loop steps: the network, compiled and wrapped as asked."""
@@ -140,6 +151,13 @@ class Learner:
             return contextlib.nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
         return torch.autocast(self.world.device.type, dtype)
+
+    def answer(self, network: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw output and scores of images (B, C, *S), of a dense task the probabilities of one whole case, twice."""
+        if not self.task.dense:
+            return self.task.predict(network, self.ordered(image))
+        scores = whole_probabilities(self.task, network, image[0], self.experiment.window, self.window)[None]
+        return scores, scores
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Average gradients over the workers only with the last part of a batch."""
@@ -218,6 +236,13 @@ class Learner:
         self.best_weights = state["best_weights"]
         for name, value in state["counters"].items():
             setattr(self, name, value)
+
+
+def patching(experiment: Experiment, prepared: Prepared) -> Patching:
+    """What a training patch of a dense task is."""
+    window = experiment.window
+    share = float(getattr(experiment.task, "foreground", 0.0))
+    return Patching(prepared.shape[1:], share, window.slice_axis, window.neighbours)
 
 
 def _copied(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class LiveRecord:
     """Opened with the first epoch, in the thread that follows the journal: its imports take seconds."""
 
-    def __init__(self, experiment: Experiment, folder: Path, prepared: Prepared) -> None:
+    def __init__(self, experiment: Experiment, folder: Path, prepared: Prepared, parent: str | None = None) -> None:
         self._experiment = experiment
+        self._parent = parent
         self._folder = folder
         self._prepared = prepared
         self._record: RunRecord | None = None
@@ -36,7 +37,7 @@ class LiveRecord:
             file = self._folder / "run.json"
             known = json.loads(file.read_text(encoding="utf-8"))["run_id"] if file.is_file() else None
             mlflow = client(self._experiment.tracking.uri)
-            record = start(mlflow, self._experiment.name, self._folder.name, known)
+            record = start(mlflow, self._experiment.name, self._folder.name, known, self._parent)
             file.write_text(json.dumps({"run_id": record.run_id}), encoding="utf-8")
             if known is None:
                 open_record(record, self._experiment, self._prepared)

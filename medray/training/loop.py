@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from medray.imaging.preprocess import normalise
-from medray.pipeline.augment import augment
+from medray.pipeline.augment import augment_pair
 from medray.pipeline.loader import eval_batches, look_ahead, train_batches
 from medray.training.learner import Learner
 from medray.training.optim import l1_penalty, set_rates
@@ -58,7 +58,8 @@ class Finished:
     metrics: dict[str, float]
     """best_epoch, and val/... and test/... of the best epoch's weights."""
     scores: dict[str, Array]
-    """(n, K) probabilities of each of val and test, in the order of the split's rows."""
+    """(n, K) probabilities of each of val and test, in the order of the split's rows; of a dense task the counts that
+    its metrics are made of."""
     state: dict[str, Any]
     """Where the last epoch left the training: to go on from, unlike the best weights."""
 
@@ -102,7 +103,7 @@ def _train_epoch(learner: Learner) -> Generator[StepDone, None, float]:
     """One pass over the training cases; returns the mean loss over the world."""
     train, world = learner.experiment.train, learner.world
     learner.begin_epoch()
-    batches = train_batches(learner.samples, learner.rows["train"], learner.sampling, learner.epoch, world.share)
+    batches = train_batches(learner.feed, learner.rows["train"], learner.sampling, learner.epoch, world.share)
     total = torch.zeros((), device=world.device)
     for batch in look_ahead(batches, pin=world.device.type == "cuda"):
         set_rates(learner.optimizer, learner.schedule.factor(learner.step))
@@ -121,8 +122,9 @@ def to_network(learner: Learner, batch: Batch) -> Batch:
     experiment = learner.experiment
     moved = batch.to(learner.world.device)
     image = normalise(moved.image.float(), experiment.preprocess)
-    image = augment(image, experiment.augment, experiment.seed, learner.epoch, batch.index.numpy())
-    return Batch(learner.ordered(image), moved.target, moved.weight, moved.index)
+    label = moved.target if learner.task.dense else None
+    image, label = augment_pair(image, label, experiment.augment, experiment.seed, learner.epoch, batch.index.numpy())
+    return Batch(learner.ordered(image), moved.target if label is None else label, moved.weight, moved.index)
 
 
 def _backward(learner: Learner, batch: Batch) -> torch.Tensor:
@@ -163,25 +165,25 @@ def _check_finite(learner: Learner, loss: torch.Tensor) -> None:
 
 @torch.no_grad()
 def evaluate(learner: Learner, split: str) -> tuple[dict[str, float], Array]:
-    """Metrics and probabilities (n, K) of one split, exact over the workers: every case counts once."""
-    rows, world = learner.rows[split], learner.world
+    """Metrics of one split and its cases' rows (n, columns - 1), exact over the workers: every case counts once."""
+    rows, world, task = learner.rows[split], learner.world, learner.task
     if len(rows) == 0:
-        return {}, np.zeros((0, learner.samples.targets.shape[1]), np.float32)
+        return {}, np.zeros((0, task.columns - 1), np.float32)
     network = learner.averaged or learner.network
     network.eval()
     found = []
-    for batch in look_ahead(eval_batches(learner.samples, rows, learner.eval_batch, world.share), pin=False):
+    for batch in look_ahead(eval_batches(learner.feed, rows, learner.eval_batch, world.share), pin=False):
         moved = batch.to(world.device)
-        image = learner.ordered(normalise(moved.image.float(), learner.experiment.preprocess))
+        image = normalise(moved.image.float(), learner.experiment.preprocess)
         with learner.autocast():
-            output, scores = learner.task.predict(network, image)
-        losses = learner.task.case_losses(output, moved.target)
-        found.append(torch.cat([scores, losses[:, None]], 1).float())
-    mine = torch.cat(found) if found else torch.zeros((0, learner.samples.targets.shape[1] + 1), device=world.device)
+            output, scores = learner.answer(network, image)
+        found.append(task.measure(output, scores, moved.target))
+    dtype = torch.float64 if task.dense else torch.float32
+    mine = torch.cat(found) if found else torch.zeros((0, task.columns), device=world.device, dtype=dtype)
     table = world.interleave(mine, len(rows)).cpu().numpy()
     scores_all = table[:, :-1]
-    targets = learner.samples.targets[torch.from_numpy(rows)].numpy()
-    metrics = learner.task.summarise(scores_all, targets)
+    targets = learner.feed.targets[torch.from_numpy(rows)].numpy()
+    metrics = task.summarise(scores_all, targets)
     metrics["loss"] = float(table[:, -1].mean())
     return {f"{split}/{name}": value for name, value in metrics.items()}, scores_all
 

@@ -50,7 +50,8 @@ class Progress:
         shape = "x".join(str(edge) for edge in prepared.shape)
         for note in prepared.dataset.notes:
             say(f"note: {note}")
-        say(f"data: {counts} cases of {shape}, {len(classes)} classes ({', '.join(classes[:8])}); {split.method}")
+        what = f"cases in windows of {shape}" if prepared.dense else f"cases of {shape}"
+        say(f"data: {counts} {what}, {len(classes)} classes ({', '.join(classes[:8])}); {split.method}")
         for item in prepared.refused[:10]:
             say(f"left out: {item}")
         for warning, count in prepared.warnings.items():
@@ -93,7 +94,7 @@ class Progress:
 
 
 def _figures(metrics: dict[str, float], split: str) -> str:
-    shown = ("auroc", "accuracy", "balanced_accuracy", "f1", "loss")
+    shown = ("dice", "iou", "mae", "r2", "auroc", "accuracy", "balanced_accuracy", "f1", "loss")
     return ", ".join(f"{name} {metrics[f'{split}/{name}']:.4f}" for name in shown if f"{split}/{name}" in metrics)
 
 

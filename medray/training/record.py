@@ -10,24 +10,27 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from medray import bundle as bundles
 from medray.bundle import ModelBundle
 from medray.config import PACKAGE, Experiment, to_yaml
-from medray.metrics.classification import macro_auroc
+from medray.inference.trust import fit, fit_interval
 from medray.metrics.intervals import bootstrap
-from medray.pipeline.prepare import Prepared
+from medray.pipeline.prepare import Prepared, kind_of
 from medray.pipeline.split import as_csv
 from medray.tracking import pseudonyms, registry
 from medray.tracking.registry import Standing
 from medray.tracking.run import RunRecord, flatten
+from medray.training import illustrate, illustrate_dense
 from medray.training.goal import monitor_of, monitor_sign, task_of
-from medray.training.illustrate import illustrate
 from medray.training.worker import Outcome
 from medray.types import Array, InputError
+
+if TYPE_CHECKING:
+    from medray.tasks.regression import Regression
 
 INTERVAL_CASES = 20_000
 """Above this many cases an interval is narrower than the seed's influence, and slow to draw."""
@@ -50,30 +53,53 @@ def save_bundle(folder: Path, experiment: Experiment, prepared: Prepared, outcom
         "classes": list(prepared.dataset.classes),
         "multilabel": prepared.dataset.multilabel,
         "outputs": task.outputs,
-        "input": {"channels": prepared.shape[0], "size": list(prepared.shape[1:])},
+        "input": describe_input(experiment, prepared),
         "decision": task.decision,
+        "trust": trust_of(experiment, prepared, outcome),
         "metrics": _finite(outcome.metrics),
-        "intervals": intervals(prepared, outcome),
+        "intervals": intervals(experiment, prepared, outcome),
         "cases": {name: len(prepared.rows(name)) for name in ("train", "val", "test")},
         "data": prepared.fingerprint,
         "split": prepared.split_fingerprint,
         "environment": environment(),
     }
-    return bundles.save(folder, experiment, outcome.weights, card)
+    settled = experiment.model_copy(update={"task": task.settled})
+    return bundles.save(folder, settled, outcome.weights, card)
 
 
-def intervals(prepared: Prepared, outcome: Outcome) -> dict[str, list[float]]:
-    """95 % intervals of AUROC on val and test, drawn by subject."""
+def describe_input(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
+    """What the network takes: channels and edges of its grid or window, and the axes of the images."""
+    size = prepared.shape[1:]
+    axes = prepared.open_cases(experiment).spatial_dims if prepared.dense else len(size)
+    return {"channels": prepared.shape[0], "size": list(size), "axes": axes, "dense": prepared.dense}
+
+
+def trust_of(experiment: Experiment, prepared: Prepared, outcome: Outcome) -> dict[str, Any] | None:
+    """What the validation cases say of the network's answers; None for a dense task."""
+    classes, multilabel = prepared.dataset.classes, prepared.dataset.multilabel
+    targets = prepared.targets[prepared.rows("val")]
+    match kind_of(experiment):
+        case "dense":
+            return None
+        case "numeric":
+            points = cast("Regression", task_of(experiment, prepared)).point(outcome.scores["val"])
+            return fit_interval(experiment.trust, classes, points, targets).as_dict()
+    return fit(experiment.trust, classes, multilabel, outcome.scores["val"], targets).as_dict()
+
+
+def intervals(experiment: Experiment, prepared: Prepared, outcome: Outcome) -> dict[str, list[float]]:
+    """95 % intervals of the task's own metric on val and test, drawn by subject."""
+    task = task_of(experiment, prepared)
+    name = task.monitor.removeprefix("val/")
     found = {}
-    metric = partial(macro_auroc, multilabel=prepared.dataset.multilabel)
     for split, scores in outcome.scores.items():
         rows = prepared.rows(split)
         if not 0 < len(rows) <= INTERVAL_CASES:
             continue
         subjects = [prepared.dataset.refs[row].subject for row in rows.tolist()]
-        low, high = bootstrap(metric, scores, prepared.targets[rows], subjects)
+        low, high = bootstrap(task.headline, scores, prepared.targets[rows], subjects)
         if np.isfinite(low):
-            found[f"{split}/auroc"] = [round(low, 4), round(high, 4)]
+            found[f"{split}/{name}"] = [round(low, 4), round(high, 4)]
     return found
 
 
@@ -127,7 +153,10 @@ def close_record(
     names = dict.fromkeys([*(ref.case_id for ref in refs), *(ref.subject for ref in refs)])
     pseudonyms.write_map(folder / "cases.csv", names, secret)
     shared = folder / "shared"
-    illustrate(shared / "figures", experiment, prepared, outcome, rename)
+    if prepared.dense:
+        illustrate_dense.illustrate(shared / "figures", experiment, prepared, outcome, rename, folder / "bundle")
+    else:
+        illustrate.illustrate(shared / "figures", experiment, prepared, outcome, rename)
     (shared / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
     table = as_csv(prepared.dataset, prepared.split, rename)
     (shared / "split.csv").write_text(table, encoding="utf-8")
@@ -182,6 +211,8 @@ def _measure_champion(record: RunRecord, name: str, new: Standing, prepared: Pre
     folder, _ = registry.fetch(record.client, f"{name}@{registry.CHAMPION}")
     predictor = Predictor(folder)
     metric = new.monitor.removeprefix("val/")
+    if prepared.dense:
+        return 0.0, "it was measured on other cases (compare the two with: medray evaluate DATA --bundle A --compare B)"
     if predictor.bundle.classes != prepared.dataset.classes:
         return 0.0, "it was trained for other classes, so the two cannot be compared"
     if metric == new.monitor or metric == "loss":

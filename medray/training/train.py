@@ -16,6 +16,7 @@ from medray import cluster
 from medray.config import Experiment, load, to_yaml
 from medray.pipeline.prepare import DataRefused, Prepared, prepare
 from medray.tracking import journal
+from medray.training.folds import cross_validate
 from medray.training.live import LiveRecord
 from medray.training.progress import Progress, say
 
@@ -46,7 +47,7 @@ def train(experiment: Experiment, began: float | None = None) -> dict[str, Any]:
     """
     folder = new_folder(experiment)
     (folder / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
-    return _train(experiment, folder, Progress(began or time.time()))
+    return _run(experiment, folder, began)
 
 
 def resume(name: str, began: float | None = None) -> dict[str, Any]:
@@ -65,7 +66,26 @@ def resume(name: str, began: float | None = None) -> dict[str, Any]:
         say(f"run {name} is finished")
         result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return result
-    return _train(load(folder / "experiment.yaml"), folder, Progress(began or time.time()))
+    return _run(load(folder / "experiment.yaml"), folder, began)
+
+
+def _run(experiment: Experiment, folder: Path, began: float | None) -> dict[str, Any]:
+    """One training, or one per fold; what a finished one left is its result."""
+    if experiment.train.folds is None:
+        return _train(experiment, folder, Progress(began or time.time()))
+    result = cross_validate(experiment, folder, _train_fold)
+    (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+    return result
+
+
+def _train_fold(experiment: Experiment, folder: Path, parent: str) -> dict[str, Any]:
+    """The training of one fold in `folder`, or its result if it is finished."""
+    if (folder / RESULT).is_file():
+        done: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return done
+    folder.mkdir(exist_ok=True)
+    (folder / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
+    return _train(experiment, folder, Progress(time.time()), parent)
 
 
 def new_folder(experiment: Experiment) -> Path:
@@ -76,7 +96,7 @@ def new_folder(experiment: Experiment) -> Path:
     return folder
 
 
-def _train(experiment: Experiment, folder: Path, progress: Progress) -> dict[str, Any]:
+def _train(experiment: Experiment, folder: Path, progress: Progress, parent: str | None = None) -> dict[str, Any]:
     """The run in `folder`, from its beginning or from its last checkpoint."""
     say(f"run {folder.name} in {folder}")
     allotment = cluster.allot(experiment.scaling)
@@ -92,7 +112,7 @@ def _train(experiment: Experiment, folder: Path, progress: Progress) -> dict[str
         run = trainer.result()
     progress.stage("imports" if alone else "Ray")
     progress.announce(experiment, prepared, allotment)
-    record = LiveRecord(experiment, folder, prepared)
+    record = LiveRecord(experiment, folder, prepared, parent)
 
     def listen(row: journal.Row) -> None:
         progress.epoch(row)

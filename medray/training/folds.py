@@ -1,0 +1,113 @@
+"""Cross-validation: one training per fold, recorded under one parent run with the mean and the spread of the folds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medray import cluster
+from medray.config import ConfigError, Experiment, override
+from medray.training.progress import say
+
+if TYPE_CHECKING:
+    from medray.tracking.run import RunRecord
+
+TrainFold = Callable[[Experiment, Path, str], dict[str, Any]]
+"""Trains in a run's folder, under the parent run of that id, from its beginning or its last checkpoint."""
+
+
+def cross_validate(experiment: Experiment, folder: Path, train_fold: TrainFold) -> dict[str, Any]:
+    """Train every fold of `experiment`; the same `folder` again goes on where it ended.
+
+    Folds run at the same time where a cluster that was joined has room for more than one training.
+
+    Args:
+        experiment: with train.folds.
+        folder: of the whole; the run of fold i lies beside it, in a folder of that name and `-fold{i}`.
+        train_fold: how one of them is trained.
+
+    Returns:
+        folds (the result of each), metrics (mean of each figure), spread (its standard deviation), bundles.
+    """
+    count = experiment.train.folds or 0
+    record = _parent(experiment, folder)
+    places = [folder.with_name(f"{folder.name}-fold{fold}") for fold in range(count)]
+
+    def run(fold: int) -> dict[str, Any]:
+        say(f"fold {fold + 1} of {count}")
+        return train_fold(fold_of(experiment, fold), places[fold], record.run_id)
+
+    try:
+        with ThreadPoolExecutor(max_workers=min(count, room(experiment))) as pool:
+            results = list(pool.map(run, range(count)))
+    except BaseException:
+        record.finish("FAILED")
+        raise
+    figures, spread = summary([result["metrics"] for result in results])
+    record.log_metrics({**figures, **{f"{name}/spread": value for name, value in spread.items()}})
+    record.finish("FINISHED")
+    for name in figures:
+        say(f"{name:28} {figures[name]:.4f} +- {spread[name]:.4f} over {count} folds")
+    return {
+        "run": folder.name,
+        "run_id": record.run_id,
+        "metrics": figures,
+        "spread": spread,
+        "folds": results,
+        "bundles": [result["bundle"] for result in results],
+        "refused": max(result["refused"] for result in results),
+    }
+
+
+def fold_of(experiment: Experiment, fold: int) -> Experiment:
+    """The experiment that trains one fold; it registers nothing, since one fold is no better than the others.
+
+    Raises:
+        ConfigError: the split cannot be dealt into folds.
+    """
+    if experiment.split.method in ("given", "fraction"):
+        mistake = f"is {experiment.split.method}, but train.folds deals the cases into folds; leave one of them out"
+        raise ConfigError([f"split.method: {mistake}"])
+    values = {
+        "train.folds": None,
+        "split.method": "kfold",
+        "split.folds": experiment.train.folds,
+        "split.fold": fold,
+        "tracking.register_model": False,
+    }
+    return override(experiment, values)
+
+
+def room(experiment: Experiment) -> int:
+    """Trainings that the cluster which was joined has CPUs and GPUs for at once; one on this machine alone."""
+    if not cluster.joins_cluster():
+        return 1
+    one = cluster.allot(experiment.scaling)
+    cpus, gpus = cluster.resources()
+    fits = [int(cpus // (one.workers * one.cpus))] + ([gpus // one.workers] if one.gpu else [])
+    return max(1, min(fits))
+
+
+def summary(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and standard deviation of each figure that all folds have."""
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    columns = {name: [float(row[name]) for row in rows] for name in names}
+    means = {name: round(statistics.fmean(values), 6) for name, values in columns.items()}
+    return means, {name: round(statistics.pstdev(values), 6) for name, values in columns.items()}
+
+
+def _parent(experiment: Experiment, folder: Path) -> RunRecord:
+    """The run of the whole in MLflow: exactly one for its folder."""
+    from medray.tracking.run import client, flatten, start
+
+    file = folder / "run.json"
+    known = json.loads(file.read_text(encoding="utf-8"))["run_id"] if file.is_file() else None
+    record = start(client(experiment.tracking.uri), experiment.name, folder.name, known)
+    if known is None:
+        file.write_text(json.dumps({"run_id": record.run_id}), encoding="utf-8")
+        record.log_params(flatten(experiment.model_dump(mode="json")))
+    return record

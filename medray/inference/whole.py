@@ -18,8 +18,11 @@ MULTIPLE = 16
 """Of the edges of what is seen at once: pooling finds nothing to pad."""
 
 
-def windowing(cfg: WindowSection, window: tuple[int, ...], shape: tuple[int, ...]) -> Windowing:
-    """How a case of `shape` (*S) is read by a network whose window is `window` (*W)."""
+def windowing(
+    cfg: WindowSection, window: tuple[int, ...], shape: tuple[int, ...], background_class: int | None = 0
+) -> Windowing:
+    """How a case of `shape` (*S) is read by a network whose window is `window` (*W); skipped windows are of
+    `background_class`, or of none."""
     flat = len(window) < len(shape)
     seen = tuple(n for axis, n in enumerate(shape) if not (flat and axis == cfg.slice_axis))
     size = window
@@ -35,6 +38,7 @@ def windowing(cfg: WindowSection, window: tuple[int, ...], shape: tuple[int, ...
         half=cfg.half,
         max_bytes=int(cfg.memory_gb * 2**30),
         background=cfg.skip_below,
+        background_class=background_class,
         slice_axis=cfg.slice_axis if flat else None,
         neighbours=cfg.neighbours if flat else 0,
     )
@@ -52,5 +56,6 @@ def whole_probabilities(
     def forward(batch: Tensor) -> Tensor:
         return task.predict(network, batch)[1]
 
+    background = 0 if getattr(task, "exclusive", True) else None
     with torch.inference_mode():
-        return sliding_window(forward, image, windowing(cfg, window, tuple(image.shape[1:])), task.outputs)
+        return sliding_window(forward, image, windowing(cfg, window, tuple(image.shape[1:]), background), task.outputs)

@@ -16,6 +16,7 @@ from medray.config import ConfigError, Experiment, nearest
 from medray.inference.trust import check_rules
 from medray.inference.whole import whole_probabilities
 from medray.networks.build import build, train_mode
+from medray.networks.memory import forecast, require_memory
 from medray.pipeline.loader import Feed, Samples, Sampling
 from medray.pipeline.patches import Patches, Patching
 from medray.pipeline.prepare import Prepared, kind_of
@@ -52,6 +53,7 @@ class Learner:
         self.window = prepared.shape[1:]
         built = build(experiment.network, prepared.network_io(self.task.outputs), experiment.seed)
         self.loaded, self.unfit = built.loaded, built.unfit
+        self._check_memory(built.network, prepared)
         self.network = self._placed(built.network)
         self.parallel = self._parallel()
         decay = train.ema
@@ -88,6 +90,16 @@ class Learner:
             mistakes.append("augment.mixup: blends whole cases; it is not for label maps")
         if mistakes:
             raise ConfigError(mistakes)
+
+    def _check_memory(self, network: nn.Module, prepared: Prepared) -> None:
+        """Refuse a step that this worker's memory cannot hold, before the first one is tried."""
+        train, device = self.experiment.train, self.world.device
+        cases = max(1, math.ceil(train.batch_size / self.world.size / train.accumulate))
+        io = prepared.network_io(self.task.outputs)
+        name, averaged = self.experiment.optimizer.name, train.ema is not None
+        need = forecast(network, io, cases, self.precision, name, device.type, averaged)
+        # Workers without a GPU of their own share the node's memory.
+        require_memory(need, str(device), 1 if device.type == "cuda" else self.world.size)
 
     def _feed(self, prepared: Prepared) -> Feed:
         """The store and the targets as tensors; class weights come from the training cases alone."""

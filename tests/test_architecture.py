@@ -17,21 +17,23 @@ ROOMS = [
     {"reports", "datasets", "tasks"},
     {"pipeline", "bundle"},
     {"inference", "tracking"},
+    {"evaluation"},
     {"training"},
     {"serving", "benchmarks"},
     {"console"},
-    {"cli_data"},
+    {"cli_data", "cli_evaluate", "cli_export", "cli_inference", "cli_plan", "cli_predict"},
     {"cli"},
 ]
 """From top to bottom: a room imports only rooms above it, and files of its own."""
 
 HEAVY = {
-    "ray": {"cluster", "training/launch", "training/search", "serving"},
+    "ray": {"cluster", "inference/batch", "training/launch", "training/search", "serving"},
     "mlflow": {"tracking"},
     "fastapi": {"serving"},
     "starlette": {"serving"},
     "pydicom": {"imaging"},
     "nibabel": {"imaging"},
+    "highdicom": {"imaging"},
     "isal": {"imaging"},
     "PIL": {"imaging"},
     "simplejpeg": {"imaging"},
@@ -42,6 +44,10 @@ HEAVY = {
     "monai.networks": {"networks"},
     "torchvision": {"networks"},
     "monai.losses": {"tasks"},
+    "monai.bundle": {"inference/monai_bundle"},
+    "onnx": {"inference/export"},
+    "onnxruntime": {"inference/export"},
+    "onnxscript": {"inference/export"},
     "matplotlib": {"reports"},
     "importlib.import_module": {"config"},
 }

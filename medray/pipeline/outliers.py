@@ -22,6 +22,8 @@ RANGE_FACTOR = 10.0
 OFFSET_WIDTHS = 0.75
 """How many median widths of intensity a case's darkest level may lie from the median one."""
 DEVIATIONS = 6.0
+QUALITY_LEAST = {"noise": 0.05, "sharpness": math.log(4), "contrast": 0.4, "clipping": 0.2, "coverage": 0.5}
+"""How much worse than the median a measure of quality must be; of sharpness the logarithm counts."""
 RARE = 0.05
 """A type, modality or orientation is odd where at most this share of the cases has it."""
 ENOUGH_CASES = 10
@@ -29,11 +31,12 @@ ENOUGH_CASES = 10
 
 SPACING_MEND = "compare the spacing in the header with the scanner's; a wrong unit is off by 10 or 1000"
 SHAPE_MEND = "look whether it is a localizer, a crop, or another kind of image"
+QUALITY_MEND = "look whether they are meant to be used: the model learns from poor images, and is measured on them"
 RANGE_MEND = "look at their units and scaling; percentile or zscore in preprocess.intensity evens out what is left"
 
 
 def outliers(survey: Survey) -> Iterator[Finding]:
-    """Cases of unlike shape, spacing, intensities, type, modality, channels or orientation; all are warnings."""
+    """Cases of unlike shape, spacing, intensities, quality, type, modality, channels, orientation: warnings."""
     rows = survey.readable
     if len(rows) < ENOUGH_CASES:
         return
@@ -42,6 +45,7 @@ def outliers(survey: Survey) -> Iterator[Finding]:
         ("odd_spacing", "voxel size", _far_edges(cases, lambda case: case.spacing), SPACING_MEND),
         ("odd_shape", "shape", _far_edges(cases, lambda case: tuple(map(float, case.shape))), SHAPE_MEND),
         ("odd_intensity", "intensities (1 to 99 %)", _far_intensities(cases), RANGE_MEND),
+        ("odd_quality", "image quality", _poor(cases), QUALITY_MEND),
         (
             "odd_dtype",
             "pixel type",
@@ -99,6 +103,23 @@ def _far_intensities(cases: Sequence[Measured]) -> dict[int, str]:
         position: f"{low[position]:.4g} to {low[position] + width[position]:.4g}, usual are {usual}"
         for position in np.flatnonzero(far).tolist()
     }
+
+
+def _poor(cases: Sequence[Measured]) -> dict[int, str]:
+    """Positions of cases of far worse quality by one measure or more, with a remark each; constant images are none."""
+    kept = [position for position, case in enumerate(cases) if case.quality.get("contrast", 0.0) > 0]
+    if len(kept) < ENOUGH_CASES:
+        return {}
+    remarks: dict[int, list[str]] = {}
+    for name, least in QUALITY_LEAST.items():
+        values = np.array([cases[position].quality[name] for position in kept])
+        scaled = np.log(np.maximum(values, 1e-3)) if name == "sharpness" else values
+        away = scaled - np.median(scaled)
+        worse = away > 0 if name in ("noise", "clipping") else away < 0
+        for index in np.flatnonzero(_far(scaled, least) & worse).tolist():
+            remark = f"{name} {values[index]:.2g}, the median is {np.median(values):.2g}"
+            remarks.setdefault(kept[index], []).append(remark)
+    return {position: "; ".join(found) for position, found in sorted(remarks.items())}
 
 
 def _far(values: Array, least: float) -> Array:

@@ -164,7 +164,7 @@ def _check_targets(dataset: Dataset, kind: Kind) -> None:
         unlabelled = sum(ref.label_map is None for ref in dataset.refs)
         what, hint = "label map", "segmentation needs one each (classes of whole images are for classification)"
         if not unlabelled and any(ref.target for ref in dataset.refs):
-            fact = f"the dataset's classes ({', '.join(dataset.classes[:3])}) are those of whole images, not of label maps"
+            fact = f"the classes {', '.join(dataset.classes[:3])} are those of whole images, not of label maps"
             raise DataRefused(f"{fact}; take a layout that names these: decathlon, nnunet, pairs", ())
     else:
         unlabelled = 0 if dataset.multilabel else sum(not ref.target for ref in dataset.refs)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from medray.imaging import reader
+from medray.imaging import quality, reader
 from medray.imaging.geometry import to_ras
 from medray.pipeline.hashes import files_of
 from medray.sections.data import PreprocessSection
@@ -62,6 +62,8 @@ class Measured:
     high: float = math.nan
     foreground: float = math.nan
     """Share of voxels above the minimum: what preprocess.crop_foreground goes by."""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """See imaging/quality.py."""
     sha256: str = ""
     """Of shape, type and pixels as decoded: equal for equal images in files of different formats."""
     thumbnail: Array | None = None
@@ -184,6 +186,7 @@ def measure(ref: CaseRef, values: tuple[int, ...], read: Read = reader.read, nam
         p99=float(p99),
         high=float(image.max()),
         foreground=float(np.count_nonzero(sample > low) / sample.size),
+        quality=quality.measure(case),
         sha256=_digest(image),
         thumbnail=thumbnail(case),
         label_sha256=digest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from medray.cluster import Mapper
 from medray.imaging import reader
+from medray.imaging.quality import QUALITIES
 from medray.pipeline.check import Check
 from medray.pipeline.findings import Finding
 from medray.pipeline.pictures import Planes, Sitting, planes
@@ -74,7 +75,7 @@ def as_csv(check: Check) -> str:
             found.setdefault(case_id, []).append(finding.code)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    measures = ("modality", "channels", "shape", "spacing", "unit", "orientation", "dtype", *NUMBERS)
+    measures = ("modality", "channels", "shape", "spacing", "unit", "orientation", "dtype", *NUMBERS, *QUALITIES)
     labels = [f"voxels {name}" for name in survey.dataset.classes] if _has_maps(survey) else []
     table.writerow(
         ["case", "subject", "split", "classes", "code", "findings", "warnings", *measures, *labels, "sha256"]
@@ -84,7 +85,7 @@ def as_csv(check: Check) -> str:
         code = "|".join(fault.code for fault in case.faults)
         marks = "|".join(dict.fromkeys(found.get(ref.case_id, ())))
         cells = [ref.case_id, ref.subject_id, survey.places[row], names, code, marks, "|".join(case.warnings)]
-        values = asdict(case) if case.readable else {}
+        values = {**asdict(case), **case.quality} if case.readable else {}
         cells += [_cell(values.get(name, "")) for name in measures]
         cells += [str(count) for count in survey.voxels(row) or [""] * len(labels)] if labels else []
         table.writerow([*cells, case.sha256])
@@ -122,9 +123,19 @@ def _facts(check: Check) -> list[tuple[str, str]]:
         shapes = np.array([sorted(case.shape) for case in read if len(case.shape) == len(read[0].shape)])
         middle = " x ".join(f"{edge:g}" for edge in np.median(shapes, axis=0))
         facts.append(("shape", f"median {middle}, from {_times(shapes.min(axis=0))} to {_times(shapes.max(axis=0))}"))
+        facts += [("quality", _quality([case.quality for case in read if case.quality]))]
     if any(case.orientation for case in read):
         facts.append(("orientation", _kinds([case.orientation for case in read])))
     return facts
+
+
+def _quality(measured: Sequence[Mapping[str, float]]) -> str:
+    """Median of each measure, and its percentiles 5 and 95."""
+    said = []
+    for name in QUALITIES if measured else ():
+        low, middle, high = np.percentile([case[name] for case in measured], [5, 50, 95])
+        said.append(f"{name} {middle:.2g} ({low:.2g} to {high:.2g})")
+    return ", ".join(said) or "not measured"
 
 
 def _times(shape: Any) -> str:

@@ -136,6 +136,11 @@ def looks_like_ct(found: Fingerprint) -> bool:
 def flips(classes: Sequence[str], axes: int, sideways: int | None) -> Because:
     """The axes of the network's grid along which mirror images are as likely; `sideways` is left to right, if any."""
     sided = [name for name in classes if _words(name) & SIDES]
+    if axes == 3 and sideways is not None:
+        if sided:
+            return Because([], f"off: class '{sided[0]}' names a side, which a mirror image would swap")
+        why = "left and right mirror each other; nnU-Net mirrors all axes, but nobody is upside down or back to front"
+        return Because([sideways], why)
     if not sided or sideways is None:
         return Because(list(range(axes)), "a mirror image is as likely along every axis: no class names a side")
     free = [axis for axis in range(axes) if axis != sideways]

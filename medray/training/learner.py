@@ -183,11 +183,16 @@ class Learner:
         torch.manual_seed(hash((self.experiment.seed, self.epoch, self.world.rank)))
 
     def update(self, clip_norm: float | None) -> None:
-        """One step of the optimiser with the gradients at hand."""
-        if clip_norm is not None:
+        """One step of the optimiser with the gradients at hand; without one where half precision spoilt them."""
+        # With several workers gradients are averaged: all of them see the same norm and skip the same steps.
+        spoilt = False
+        if clip_norm is not None or self._half_on_cpu:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), clip_norm)
-        self.scaler.step(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), math.inf if clip_norm is None else clip_norm)
+            spoilt = self._half_on_cpu and not bool(torch.isfinite(norm))
+        if not spoilt:
+            self.scaler.step(self.optimizer)
+        self.skipped_steps += int(spoilt)
         if self.scaler.is_enabled():
             scale = self.scaler.get_scale()
             self.scaler.update()
@@ -195,6 +200,12 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
+
+    @property
+    def _half_on_cpu(self) -> bool:
+        """Whether single gradients may come out non-finite: torch 2.15's bf16 convolutions on CPUs do so now and then
+        (`nn.Conv3d(64, 128, 3)` on grids of a few voxels)."""
+        return self.precision == "bf16" and self.world.device.type == "cpu" and self.feed.spatial_dims == 3
 
     def synchronise_buffers(self) -> None:
         """Average running statistics over the workers, so that all validate the same network."""

@@ -86,7 +86,7 @@ def fit(learner: Learner) -> Iterator[Event]:
         metrics |= val
         metrics["samples_per_s"] = learner.steps_per_epoch * train.batch_size / trained
         metrics["epoch_s"] = time.monotonic() - started
-        if learner.scaler.is_enabled():
+        if learner.scaler.is_enabled() or learner.skipped_steps:
             metrics["skipped_steps"] = float(learner.skipped_steps)
         best = learner.close_epoch(metrics)
         yield EpochDone(learner.epoch, metrics, best)

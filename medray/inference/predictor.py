@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,10 +14,16 @@ from medray.bundle import GOLDEN_TOLERANCE, BundleError, ModelBundle, load
 from medray.config import ConfigError
 from medray.imaging.limits import Limits
 from medray.imaging.preprocess import normalise, preprocess
+from medray.imaging.quality import measure
 from medray.imaging.reader import read
+from medray.inference.classical import head_of
+from medray.inference.classical import scores as head_scores
+from medray.inference.contract import Contract, Facts, check, facts_of
 from medray.inference.dense import on_patient_grid
+from medray.inference.features import Embedder
+from medray.inference.glance import with_embedding
 from medray.inference.trust import Trust
-from medray.inference.whole import whole_probabilities
+from medray.inference.whole import whole_probabilities, windowing
 from medray.sections.inference import WindowSection
 from medray.types import Array, Case, InputError, Prediction, Source
 
@@ -25,6 +32,10 @@ if TYPE_CHECKING:
 
 CHANGED_VOXELS = 1e-3
 """Share of a golden window whose class may differ on another device: borders, where two classes are as likely."""
+
+DISTANCE = "distance_to_training"
+"""In Prediction.quality beside the measures of the image: how far its embedding lies from the training's, as a
+multiple of the distance from which on it is unlike."""
 
 
 def _usable(name: str) -> torch.device:
@@ -39,6 +50,17 @@ def _usable(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError([f"device: '{name}' cannot be used here: {str(error).splitlines()[0]}; take cpu"]) from None
     return device
+
+
+class _Ready(NamedTuple):
+    """A case that the network can be asked about, and what is stated of its image."""
+
+    case: Case
+    image: Array
+    """(C, *S), the network's input."""
+    quality: Mapping[str, float]
+    facts: Facts | None
+    """None where the bundle has no input contract."""
 
 
 class Predictor:
@@ -58,7 +80,11 @@ class Predictor:
         self.window = window or self.bundle.experiment.window
         self.task = self.bundle.task()
         self.trust = Trust.of(self.bundle.card)
+        self.contract = Contract.of(self.bundle)
+        self.head = head_of(self.bundle.extras())
         self.network = self.bundle.network().to(self.device)
+        embeds = self.head is not None or (self.contract is not None and self.contract.reference is not None)
+        self.embedder = Embedder(self.network, self.bundle.io) if embeds else None
         self._check_golden()
 
     def _check_golden(self) -> None:
@@ -107,9 +133,19 @@ class Predictor:
 
     def scores(self, images: Array) -> Array:
         """(B, K) probabilities of network inputs (B, C, *S) float32, of a dense task (B, K, *S); not calibrated."""
+        return self._scored(images)[0]
+
+    def _scored(self, images: Array) -> tuple[Array, Array | None]:
+        """The scores, and the embeddings (B, F) of the same pass where something is made of them."""
         with torch.inference_mode():
             batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-            return np.asarray(self.task.predict(self.network, batch)[1].cpu().numpy())
+            if self.embedder is None:
+                return np.asarray(self.task.predict(self.network, batch)[1].cpu().numpy()), None
+            (_, scores), embedded = self.embedder(batch, self.task.predict)
+        found = np.asarray(embedded.cpu().numpy())
+        if self.head is not None:
+            return head_scores(self.head, found).astype(np.float32), found
+        return np.asarray(scores.cpu().numpy()), found
 
     def predict(self, source: Source | Case, probabilities: bool = False) -> Prediction:
         """The model's answer for one image; `probabilities` asks for those of each voxel too.
@@ -119,24 +155,49 @@ class Predictor:
             ConfigError: the image needs more memory than window.memory_gb.
         """
         raw = self.read(source)
-        case, image = self.prepare(raw)
+        ready = self._ready(raw)
         if self.task.dense:
-            return self._segmented(raw, case, image, probabilities)
-        return self._decided(case, self.scores(image[None])[0])
+            return self._segmented(raw, ready, probabilities)
+        scores, embedded = self._scored(ready.image[None])
+        return self._decided(ready, scores[0], None if embedded is None else embedded[0])
+
+    def _ready(self, raw: Case) -> _Ready:
+        case, image = self.prepare(raw)
+        quality = measure(raw)
+        return _Ready(case, image, quality, None if self.contract is None else facts_of(raw, quality))
 
     def whole(self, image: Array) -> torch.Tensor:
         """(K, *S) probabilities of a dense network for its whole input (C, *S), put together from windows."""
         batch = torch.from_numpy(image).to(self.device)
         return whole_probabilities(self.task, self.network, batch, self.window, self.bundle.io.size)
 
-    def _segmented(self, raw: Case, case: Case, image: Array, keep: bool) -> Prediction:
-        return on_patient_grid(cast("Segmentation", self.task), self.whole(image), case, raw, self.window, keep)
+    def _segmented(self, raw: Case, ready: _Ready, keep: bool) -> Prediction:
+        image, embedded = ready.image, None
+        if self.embedder is None:
+            found = self.whole(image)
+        else:
+            cfg = windowing(self.window, self.bundle.io.size, image.shape[1:])
+            batch = torch.from_numpy(image).to(self.device)
+            with torch.inference_mode():
+                found, middle = with_embedding(self.embedder, batch, cfg, lambda: self.whole(image))
+            embedded = np.asarray(middle.cpu().numpy())
+        task = cast("Segmentation", self.task)
+        return self._stated(on_patient_grid(task, found, ready.case, raw, self.window, keep), ready, embedded)
 
-    def _decided(self, case: Case, scores: Array) -> Prediction:
+    def _decided(self, ready: _Ready, scores: Array, embedded: Array | None) -> Prediction:
         """The answer for one case from its probabilities (K,), calibrated as the card says."""
-        return self.trust.applied(self.task, case.case_id, scores, case.warnings)
+        answer = self.trust.applied(self.task, ready.case.case_id, scores, ready.case.warnings)
+        return self._stated(answer, ready, embedded)
 
-    def predict_all(self, sources: Sequence[Source], batch_size: int = 32) -> list[Prediction | InputError]:
+    def _stated(self, answer: Prediction, ready: _Ready, embedded: Array | None) -> Prediction:
+        """The answer with the image's quality, and a word for all in which it is unlike the training's."""
+        if self.contract is None or ready.facts is None:
+            return replace(answer, quality=ready.quality)
+        words, distance = check(self.contract, ready.facts, embedded)
+        quality = dict(ready.quality) if distance is None else {**ready.quality, DISTANCE: distance}
+        return replace(answer, quality=quality, warnings=(*answer.warnings, *words))
+
+    def predict_all(self, sources: Sequence[Source | Case], batch_size: int = 32) -> list[Prediction | InputError]:
         """Answers in the order of `sources`; a bad image costs only its own."""
         if self.task.dense:
             return [self._attempt_whole(source) for source in sources]
@@ -145,19 +206,22 @@ class Predictor:
             answers += self._predict_batch(sources[start : start + batch_size])
         return answers
 
-    def _predict_batch(self, sources: Sequence[Source]) -> list[Prediction | InputError]:
+    def _predict_batch(self, sources: Sequence[Source | Case]) -> list[Prediction | InputError]:
         prepared = [self._attempt(source) for source in sources]
         good = [item for item in prepared if not isinstance(item, InputError)]
-        scores = iter(self.scores(np.stack([image for _, image in good]))) if good else iter(())
-        return [item if isinstance(item, InputError) else self._decided(item[0], next(scores)) for item in prepared]
+        if not good:
+            return [item for item in prepared if isinstance(item, InputError)]
+        scores, embedded = self._scored(np.stack([item.image for item in good]))
+        found = iter(zip(good, scores, [None] * len(good) if embedded is None else embedded, strict=True))
+        return [item if isinstance(item, InputError) else self._decided(*next(found)) for item in prepared]
 
-    def _attempt(self, source: Source) -> tuple[Case, Array] | InputError:
+    def _attempt(self, source: Source | Case) -> _Ready | InputError:
         try:
-            return self.prepare(source)
+            return self._ready(self.read(source))
         except InputError as error:
             return error
 
-    def _attempt_whole(self, source: Source) -> Prediction | InputError:
+    def _attempt_whole(self, source: Source | Case) -> Prediction | InputError:
         try:
             return self.predict(source)
         except InputError as error:

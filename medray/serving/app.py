@@ -20,7 +20,7 @@ from starlette.formparsers import MultiPartException
 from medray.imaging.isolation.decoder import Decoder
 from medray.inference.predictor import Predictor
 from medray.sections.service import ServeSection
-from medray.types import InputError, Prediction
+from medray.types import Case, InputError, Prediction
 
 STATUS = {
     "unsupported_type": 415,
@@ -82,7 +82,8 @@ def application(folder: Path, model: str, cfg: ServeSection) -> Any:
                 body = await read_body(request, cfg.max_upload_mb)
                 case = await asyncio.to_thread(self.decoder.read, body)
                 answer = await asyncio.to_thread(self.predictor.predict, case)
-                return JSONResponse(as_json(answer, model, time.perf_counter() - started))
+                seconds = time.perf_counter() - started
+                return JSONResponse(as_json(answer, model, seconds, volume_unit(case) if answer.volumes else ""))
             except InputError as error:
                 return problem(STATUS.get(error.code, 422), error.code, error.detail, error.hint)
             except RequestRefused as refused:
@@ -125,10 +126,13 @@ async def _file_of_form(request: Request) -> bytes:
         raise RequestRefused(400, "bad_multipart", "the form cannot be read", FORM_HINT) from None
 
 
-def as_json(answer: Prediction, model: str, seconds: float) -> dict[str, Any]:
-    """The answer's body."""
-    scores = zip(answer.classes, answer.scores.tolist(), strict=True)
-    return {
+def as_json(answer: Prediction, model: str, seconds: float, unit: str = "") -> dict[str, Any]:
+    """The answer's body; `unit` is that of the volumes of a segmentation, which has no predictions but structures.
+
+    What the answer does not have is left out: quality, conformal_set, structures.
+    """
+    scores = zip(answer.classes, answer.scores.tolist(), strict=True) if len(answer.scores) else ()
+    body: dict[str, Any] = {
         "model": model,
         "labels": list(answer.labels),
         "predictions": [{"label": name, "probability": score} for name, score in scores],
@@ -136,6 +140,20 @@ def as_json(answer: Prediction, model: str, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 4),
         "notice": "Research use only. Not a medical device.",
     }
+    if answer.quality:
+        body["quality"] = {name: float(f"{value:.4g}") for name, value in answer.quality.items()}
+    if answer.conformal_set is not None:
+        body["conformal_set"] = list(answer.conformal_set)
+    if answer.mask is not None:
+        body["structures"] = [{"label": name, "volume": size, "unit": unit} for name, size in answer.volumes.items()]
+    return body
+
+
+def volume_unit(case: Case) -> str:
+    """The unit of Prediction.volumes for a raw case."""
+    if case.unit != "mm":
+        return "voxels"
+    return "mL" if case.spatial_dims == 3 else "mm2"
 
 
 def problem(status: int, code: str, detail: str, hint: str) -> JSONResponse:

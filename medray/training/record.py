@@ -25,6 +25,7 @@ from medray.tracking import pseudonyms, registry
 from medray.tracking.registry import Standing
 from medray.tracking.run import RunRecord, flatten
 from medray.training import illustrate, illustrate_dense
+from medray.training.contract import contract_of
 from medray.training.goal import monitor_of, monitor_sign, task_of
 from medray.training.worker import Outcome
 from medray.types import Array, InputError
@@ -47,8 +48,9 @@ class Registered:
 
 
 def save_bundle(folder: Path, experiment: Experiment, prepared: Prepared, outcome: Outcome) -> ModelBundle:
-    """Write the model with its card."""
+    """Write the model with its card, and what it has seen."""
     task = task_of(experiment, prepared)
+    contract = contract_of(experiment, prepared, outcome.weights)
     card = {
         "classes": list(prepared.dataset.classes),
         "multilabel": prepared.dataset.multilabel,
@@ -56,6 +58,7 @@ def save_bundle(folder: Path, experiment: Experiment, prepared: Prepared, outcom
         "input": describe_input(experiment, prepared),
         "decision": task.decision,
         "trust": trust_of(experiment, prepared, outcome),
+        "contract": None if contract is None else contract.as_dict(),
         "metrics": _finite(outcome.metrics),
         "intervals": intervals(experiment, prepared, outcome),
         "cases": {name: len(prepared.rows(name)) for name in ("train", "val", "test")},
@@ -64,7 +67,7 @@ def save_bundle(folder: Path, experiment: Experiment, prepared: Prepared, outcom
         "environment": environment(),
     }
     settled = experiment.model_copy(update={"task": task.settled})
-    return bundles.save(folder, settled, outcome.weights, card)
+    return bundles.save(folder, settled, outcome.weights, card, {} if contract is None else contract.files())
 
 
 def describe_input(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:

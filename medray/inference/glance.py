@@ -1,0 +1,49 @@
+"""The embedding of a case that is read in windows: that of the window in its middle, which costs one pass, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from medray.inference.features import Embedder
+from medray.inference.window import Windowing, stream
+
+
+def with_embedding(
+    embedder: Embedder, image: Tensor, cfg: Windowing, whole: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What `whole` answers for an image (C, *S), and the embedding (F,) of its middle.
+
+    Where the image is one window, the pass that answers gives the embedding too.
+    """
+    if cfg.tiling(image.shape[1:]).count > 1:
+        return whole(), embedding(embedder, image, cfg)
+
+    def forward(_network: nn.Module, _images: Tensor) -> Tensor:
+        return whole()
+
+    answer, found = embedder(image[None], forward)
+    return answer, found[0]
+
+
+def embedding(embedder: Embedder, image: Tensor, cfg: Windowing) -> Tensor:
+    """(F,) features of the window in the middle of an image (C, *S); of a network of slices those in the middle."""
+    seen: list[Tensor] = []
+
+    def forward(windows: Tensor) -> Tensor:
+        output: Tensor
+        output, found = embedder(windows)
+        seen.append(found)
+        return output
+
+    edges = list(cfg.size)
+    if cfg.slice_axis is not None:
+        edges.insert(cfg.slice_axis, 1 + 2 * cfg.neighbours)
+    starts = [max(0, (length - edge) // 2) for length, edge in zip(image.shape[1:], edges, strict=True)]
+    crop = image[:, *[slice(start, start + edge) for start, edge in zip(starts, edges, strict=True)]]
+    for _ in stream(forward, crop, replace(cfg, overlap=0.0, flips=(), background=None)):
+        pass
+    return torch.cat(seen).mean(0)

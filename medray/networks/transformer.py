@@ -43,7 +43,7 @@ class PatchTransformer(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, *S) -> (B, K)."""
         tokens = self.conv_proj(image).flatten(2).transpose(1, 2)
-        first = self.class_token.expand(len(tokens), -1, -1)
+        first = self.class_token.expand(tokens.shape[0], -1, -1)
         encoded = self.encoder(torch.cat([first, tokens], dim=1))
         logits: torch.Tensor = self.heads(encoded[:, 0])
         return logits

@@ -1,4 +1,7 @@
-"""Predict images: python jobs/predict.py FILE_OR_FOLDER ... [--model NAME@ALIAS | --bundle FOLDER]."""
+"""Predict images: python jobs/predict.py FILE_FOLDER_OR_ARCHIVE ... [--model NAME@ALIAS | --bundle FOLDER] [--out OUT].
+
+Run again, it goes on where it was stopped.
+"""
 
 from medray.cli import main
 

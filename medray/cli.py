@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from medray import cli_data, console
+from medray import cli_data, cli_evaluate, cli_export, cli_inference, cli_plan, cli_predict, console
 from medray.config import DEFAULT_EXPERIMENT, ConfigError, load, plugins, to_yaml
 from medray.config import Experiment as ExperimentSchema
 from medray.console import DATA, PARTIAL, Result, Terminated
@@ -25,7 +25,8 @@ app = App(
 )
 config_app = App(name="config", help="Look at experiments.")
 app.command(config_app)
-cli_data.register(app)
+for verbs in (cli_data, cli_plan, cli_predict, cli_evaluate, cli_inference, cli_export):
+    verbs.register(app)
 
 Settings = Annotated[
     str,
@@ -78,6 +79,9 @@ def _next_commands(outcome: dict[str, Any]) -> str:
     """What one does after a training, with the model that is there: the champion, a version, or only a bundle."""
     from medray.tracking.run import tracking_uri
 
+    if "bundles" in outcome:
+        models = " ".join(f"--bundle {bundle}" for bundle in outcome["bundles"])
+        return f"next:  medray predict IMAGE ... {models}   what the folds say together\n"
     uri = outcome["tracking_uri"]
     there = "" if uri == tracking_uri(None) else f" --tracking {uri}"
     if outcome["champion"]:
@@ -131,46 +135,6 @@ def check(data: str, *settings: Settings, out: Path | None = None, manifest: Pat
 
     outcome = Result(examine(data, settings, out, manifest, cluster.parallel_map, read_isolated))
     outcome.exit_code = 0 if outcome["ready"] else DATA
-    return outcome
-
-
-@app.command
-def predict(
-    *images: Path,
-    model: str | None = None,
-    bundle: Path | None = None,
-    csv: Path | None = None,
-    device: str = "cpu",
-    tracking: str | None = None,
-) -> Result:
-    """What a model says of images.
-
-    Args:
-        images: files, or folders of files.
-        model: name@alias or name@version in the registry; by default the newest champion.
-        bundle: folder of a model, instead of one in the registry.
-        csv: where to write the answers; by default predictions.csv here, if there are several.
-        device: cpu, or cuda.
-        tracking: the registry's server; by default $MLFLOW_TRACKING_URI or the embedded one.
-    """
-    from medray.inference import table
-    from medray.inference.predictor import Predictor
-    from medray.types import InputError
-
-    files = table.image_files(images)
-    folder, name = (bundle, str(bundle)) if bundle else _model(model, tracking)
-    predictor = Predictor(folder, device)
-    answers = table.predict_files(predictor, files)
-    sys.stderr.write(table.as_text(answers) + "\n")
-    target = csv or (Path("predictions.csv") if len(answers) > 1 else None)
-    if target:
-        table.write_csv(target, answers, predictor.bundle.classes)
-    refused = sum(isinstance(answer, InputError) for _, answer in answers)
-    outcome = Result(model=name, images=len(answers), refused=refused, csv=str(target) if target else None)
-    if len(answers) == 1 and not isinstance(only := answers[0][1], InputError):
-        outcome["labels"] = list(only.labels)
-        outcome["scores"] = dict(zip(only.classes, only.scores.tolist(), strict=True))
-    outcome.exit_code = DATA if refused == len(answers) else PARTIAL if refused else 0
     return outcome
 
 

@@ -58,9 +58,15 @@ def answer(app: cyclopts.App, arguments: list[str], stdout: TextIO) -> int:
     except (ConfigError, cyclopts.CycloptsError) as error:
         return _complain(str(error), USAGE)
     except KeyboardInterrupt:
-        return _complain("interrupted; a training goes on with: medray train --resume RUN", INTERRUPTED)
+        return _complain(
+            "interrupted; a training goes on with: medray train --resume RUN, a prediction with the same command",
+            INTERRUPTED,
+        )
     except Terminated:
-        return _complain("terminated; a training goes on with: medray train --resume RUN", RESUMABLE)
+        return _complain(
+            "terminated; a training goes on with: medray train --resume RUN, a prediction with the same command",
+            RESUMABLE,
+        )
     except Exception as error:
         code = _codes().get(type(error).__name__)
         if code is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -88,3 +89,68 @@ def tiny(path: Path, **sections: object) -> Experiment:
         "scaling": {"workers": 1, "cpus_per_worker": 1},
     }
     return parse({**tree, **sections})
+
+
+def draw_discs(folder: Path, cases: int = 24, size: int = 32) -> Path:
+    """images/ and masks/ of PNGs, masks 0 and 255: a bright disc on noise."""
+    from medray.imaging.writer import write_png
+
+    draw = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    rows, columns = np.indices((size, size))
+    for index in range(cases):
+        row, column = draw.uniform(9, size - 9, 2)
+        inside = np.hypot(rows - row, columns - column) < draw.uniform(4, 8)
+        image = draw.integers(0, 80, (size, size)) + 150 * inside
+        write_png(folder / "images" / f"case{index:03d}.png", image.astype(np.uint8))
+        write_png(folder / "masks" / f"case{index:03d}.png", 255 * inside.astype(np.uint8))
+    return folder
+
+
+def draw_volumes(folder: Path, cases: int = 6) -> Path:
+    """A Decathlon folder of small volumes of different shapes, axes to the left and back: a ball with a core."""
+    from medray.imaging.writer import write_nifti
+
+    draw = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for index in range(cases):
+        shape = (20 + index, 18, 9 + index % 3)
+        affine = np.diag([-1.5, -1.5, 3.0, 1.0])
+        affine[:3, 3] = [30, 20, -10]
+        centre = np.asarray(shape) / 2 + draw.uniform(-1.5, 1.5, 3)
+        away = np.linalg.norm((np.indices(shape).T - centre) * [1.5, 1.5, 3.0], axis=-1).T
+        label = (away < 9).astype(np.uint8) + (away < 5)
+        image = (draw.integers(0, 60, shape) + 150 * label.astype(np.int64)).astype(np.int16)
+        write_nifti(folder / "images" / f"case{index}.nii.gz", image, affine)
+        write_nifti(folder / "labels" / f"case{index}.nii.gz", label, affine)
+    names = [f"case{index}.nii.gz" for index in range(cases)]
+    training = [{"image": f"images/{name}", "label": f"labels/{name}"} for name in names]
+    labels = {"0": "background", "1": "ball", "2": "core"}
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "training": training}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 pairs of an image of 32x32 and its mask; do not change them."""
+    return draw_discs(tmp_path_factory.mktemp("discs"))
+
+
+@pytest.fixture(scope="session")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six volumes with labels; do not change them."""
+    return draw_volumes(tmp_path_factory.mktemp("volumes"))
+
+
+def tiny_dense(path: Path, **sections: object) -> Experiment:
+    """A training of seconds on `draw_discs`, or with another dataset, network and window on others."""
+    tree: dict[str, object] = {
+        "dataset": {"name": "pairs", "path": str(path)},
+        "task": {"name": "segmentation"},
+        "network": {"name": "unet", "channels": [8, 16], "residual_units": 0},
+        "window": {"size": [32, 32]},
+        "train": {"epochs": 1, "batch_size": 4, "precision": "fp32"},
+    }
+    return tiny(path, **{**tree, **sections})

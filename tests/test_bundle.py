@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import tiny, tiny_dense
 
 from medray.bundle import FILES, SUMS, BundleError, ModelBundle, answer, load, save
 from medray.config import override
@@ -16,7 +16,8 @@ from medray.inference.predictor import Predictor
 from medray.networks.build import build
 from medray.types import NetworkIO
 
-CARD = {"classes": ["a", "b"], "multilabel": False, "outputs": 1, "input": {"channels": 1, "size": [16, 16]}}
+INPUT = {"channels": 1, "size": [16, 16], "axes": 2, "dense": False}
+CARD = {"classes": ["a", "b"], "multilabel": False, "outputs": 1, "input": INPUT}
 
 
 def make(folder: Path, images: Path) -> ModelBundle:
@@ -36,6 +37,32 @@ def test_it_gives_its_golden_answer_after_loading(bundle: ModelBundle) -> None:
     assert window.shape == (2, 1, 16, 16)
     np.testing.assert_allclose(answer(load(bundle.folder), window), scores, atol=1e-6)
     assert not np.allclose(scores[0], scores[1]), "the golden answer depends on its input"
+
+
+@pytest.mark.parametrize("size", [(32, 30), (18, 17, 16)])
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_dense_bundle_keeps_a_thinned_golden_answer(tmp_path: Path, size: tuple[int, ...], regions: bool) -> None:
+    task = {"name": "segmentation", "regions": {"any": ["x", "y"], "core": ["y"]} if regions else {}}
+    experiment = tiny_dense(tmp_path, task=task, window={"size": list(size)})
+    outputs = 2 if regions else 3
+    network = build(experiment.network, NetworkIO(1, size, outputs, dense=True), seed=4).network
+    entry = {"channels": 1, "size": list(size), "axes": len(size), "dense": True}
+    card = {"classes": ["back", "x", "y"], "multilabel": False, "outputs": outputs, "input": entry}
+    bundle = save(tmp_path / "bundle", experiment, network.state_dict(), card)
+    window, scores = bundle.golden()
+    assert window.shape == (2, 1, *size)
+    assert scores.shape == (2, outputs, *(-(-edge // 4) for edge in size))
+    np.testing.assert_allclose(bundle.thinned(answer(load(bundle.folder), window)), scores, atol=1e-6)
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3, "the golden answer depends on its input"
+    assert Predictor(bundle.folder).task.dense
+
+
+@pytest.mark.parametrize(("neighbours", "channels"), [(0, 2), (2, 10)])
+def test_channels_of_an_image_and_of_what_the_network_sees(tmp_path: Path, neighbours: int, channels: int) -> None:
+    experiment = tiny_dense(tmp_path, window={"size": [16, 16], "neighbours": neighbours})
+    entry = {"channels": channels, "size": [16, 16], "axes": 3, "dense": True}
+    bundle = ModelBundle(tmp_path, experiment, {"input": entry, "outputs": 2})
+    assert (bundle.channels, bundle.axes, bundle.io.in_channels) == (2, 3, channels)
 
 
 def test_it_holds_exactly_its_files_and_says_what_it_is_for(bundle: ModelBundle) -> None:
@@ -99,7 +126,7 @@ def test_a_bundle_of_another_format_is_refused(bundle: ModelBundle) -> None:
     (bundle.folder / "card.json").write_text(json.dumps({**card, "format": 99}))
     sums = "".join(f"{bundles._sha256(bundle.folder / name)}  {name}\n" for name in FILES)
     (bundle.folder / SUMS).write_text(sums)
-    with pytest.raises(BundleError, match="format 99; this medray reads format 1"):
+    with pytest.raises(BundleError, match="format 99; this medray reads format 2"):
         load(bundle.folder)
 
 

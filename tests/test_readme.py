@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, draw_folder
+from conftest import REPOSITORY, draw_folder, draw_volumes
 
 from medray.config import PACKAGE, load
 from medray.imaging.writer import write_png
@@ -37,6 +37,13 @@ HERE = [
     "uv run jobs/check.py /data/chest",
     "uv run jobs/deid.py /data/export /data/clean",
     "uv run jobs/erase.py --subject PAT042",
+    "uv run jobs/plan.py /data/liver",
+    "uv run jobs/train.py plan-liver.yaml",
+    "uv run jobs/predict.py /data/new --out predicted",
+    "uv run jobs/evaluate.py --out report",
+    "uv run jobs/explain.py some_image.png --out heat",
+    "uv run jobs/features.py --out features",
+    "uv run jobs/export.py --to onnx --out model.onnx",
 ]
 INLINE = [
     "uv run medray config show my.yaml",
@@ -155,6 +162,44 @@ def test_your_data(tmp_path: Path) -> None:
     cleaned = last(run(HERE[7].replace("/data/export", str(images)).replace("/data", str(tmp_path)), tmp_path))
     assert (cleaned["written"], cleaned["refused"]) == (40, {})
     assert not last(run(HERE[8], tmp_path))["found"]
+
+
+@pytest.mark.slow
+def test_segmentation(tmp_path: Path, home: Path) -> None:
+    """Plan, train, predict and evaluate balls in small volumes; a few steps stand for the whole time."""
+    draw_volumes(tmp_path / "liver", cases=14)
+    assert last(run(HERE[9].replace("/data", str(tmp_path)), tmp_path))["task"] == "segmentation"
+    few = "train.epochs=2 train.steps_per_epoch=3"
+    trained = last(run(f"{HERE[10]} {few}", tmp_path))
+    assert trained["model"] == "liver/1"
+    assert "val/dice" in trained["metrics"]
+    assert (home / "runs" / trained["run"] / "shared" / "figures" / "dice.png").is_file()
+    (tmp_path / "new").mkdir()
+    for file in sorted((tmp_path / "liver" / "images").iterdir())[:3]:
+        shutil.copy(file, tmp_path / "new")
+    predicted = last(run(HERE[11].replace("/data", str(tmp_path)), tmp_path))
+    assert (predicted["images"], predicted["refused"]) == (3, 0)
+    assert len(list((tmp_path / "predicted").rglob("mask.nii.gz"))) == 3
+    evaluated = last(run(HERE[12], tmp_path))
+    assert evaluated["refused"] == 0
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_inside_a_model(tmp_path: Path, home: Path) -> None:
+    """Explained, its features taken, exported."""
+    images = draw_folder(tmp_path / "chest", cases=60, size=32)
+    settings = f"name=chest dataset.name=folder dataset.path={images} network.name=plain train.epochs=3"
+    last(run(f"uv run jobs/train.py {settings} train.batch_size=8 'preprocess.size=[32, 32]'", tmp_path))
+    shutil.copy(next(images.rglob("*.png")), tmp_path / "some_image.png")
+    last(run(HERE[13], tmp_path))
+    assert list((tmp_path / "heat").glob("*.png"))
+    taken = last(run(HERE[14], tmp_path))
+    assert (tmp_path / "features" / "features.parquet").is_file()
+    assert taken["refused"] == 0
+    exported = last(run(HERE[15], tmp_path))
+    assert exported["parity"]["largest"] < 1e-4
+    assert (tmp_path / "model.onnx").is_file()
 
 
 @pytest.mark.parametrize("line", INLINE[:3])

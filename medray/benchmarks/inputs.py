@@ -17,6 +17,7 @@ import torch
 from monai import transforms
 from monai.data import CacheDataset, DataLoader
 
+from medray.benchmarks.loop import whole_images
 from medray.benchmarks.ratio import compare, show
 from medray.config import load
 from medray.pipeline.loader import look_ahead, train_batches
@@ -81,7 +82,7 @@ def main() -> None:
         experiment = load("phantom", settings)
         learner = Learner(experiment, prepare(experiment, Path(root)), World())
         rows = learner.rows["train"]
-        images = (learner.feed.images[torch.from_numpy(rows)].float() / 127.5 - 1).numpy()
+        images = (whole_images(learner)[torch.from_numpy(rows)].float() / 127.5 - 1).numpy()
         for workers in (0, os.cpu_count() or 1):
             loader = monai_loader(images, workers)
             found = compare(lambda: ours(learner), lambda loader=loader: theirs(loader))  # type: ignore[misc]

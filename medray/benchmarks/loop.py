@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from medray.benchmarks.ratio import compare, show
 from medray.config import load
-from medray.pipeline.loader import epoch_order
+from medray.pipeline.loader import Samples, epoch_order
 from medray.pipeline.prepare import prepare
 from medray.training.learner import Learner
 from medray.training.loop import _train_epoch
@@ -62,11 +62,17 @@ def bare(one: Learner, images: torch.Tensor, labels: torch.Tensor, steps: int) -
     return steps / (time.perf_counter() - started)
 
 
+def whole_images(learner: Learner) -> torch.Tensor:
+    """(N, C, *S) the store of a task that is answered per case."""
+    assert isinstance(learner.feed, Samples)  # noqa: S101
+    return learner.feed.images
+
+
 def main(family: str = "resnet", steps: int = 12) -> None:
     """Compare, and print the ratio."""
     with tempfile.TemporaryDirectory() as root:
         one, other = learner(family, Path(root)), learner(family, Path(root))
-        images = other.feed.images.float() / 127.5 - 1
+        images = whole_images(other).float() / 127.5 - 1
         labels = other.feed.targets.argmax(1)
         show(f"loop/{family}", "steps/s", compare(lambda: ours(one, steps), lambda: bare(other, images, labels, steps)))
 

@@ -22,7 +22,7 @@ from medray.pipeline.integrity import dataset_files, verify
 from medray.pipeline.shelf import Refusal, StoreError
 from medray.pipeline.split import SplitIndices, split
 from medray.pipeline.store import Store, build, on_this_node
-from medray.types import Array, Dataset, NetworkIO
+from medray.types import IGNORED, Array, Dataset, NetworkIO
 
 Kind = Literal["classes", "numeric", "dense"]
 
@@ -163,6 +163,10 @@ def _check_targets(dataset: Dataset, kind: Kind) -> None:
     elif kind == "dense":
         unlabelled = sum(ref.label_map is None for ref in dataset.refs)
         what, hint = "label map", "segmentation needs one each (classes of whole images are for classification)"
+        if len(dataset.classes) > IGNORED:
+            raise DataRefused(
+                f"a stored label tells {IGNORED} classes apart, the dataset has {len(dataset.classes)}", ()
+            )
         if not unlabelled and any(ref.target for ref in dataset.refs):
             fact = f"the classes {', '.join(dataset.classes[:3])} are those of whole images, not of label maps"
             raise DataRefused(f"{fact}; take a layout that names these: decathlon, nnunet, pairs", ())

@@ -122,7 +122,7 @@ class Classification:
         logits = self._logits(output)
         if loss.name == "focal":
             log_p = logits.log_softmax(1)
-            return -((1 - log_p.exp()) ** loss.gamma * log_p * target).sum(1)
+            return -((1 - log_p.exp()).clamp_min(1e-12) ** loss.gamma * log_p * target).sum(1)
         return functional.cross_entropy(logits, target, label_smoothing=loss.label_smoothing, reduction="none")
 
     def _binary_losses(self, output: Tensor, target: Tensor) -> Tensor:

@@ -103,7 +103,10 @@ def _overlap(cfg: Loss, p: Tensor, target: Tensor) -> Tensor:
     axes = (*((0,) if cfg.batch else ()), *range(2, p.ndim))
     both, predicted, true = (p * target).sum(axes), p.sum(axes), target.sum(axes)
     if cfg.name == "generalized_dice":
-        weight = 1 / (true * true).clamp_min(1)
+        # One that is not there weighs as the smallest that is, as in MONAI; alone it weighs 1.
+        weight = (true > 0) / (true * true).clamp_min(1)
+        largest = weight.amax(-1, keepdim=True)
+        weight = weight.where(true > 0, largest.where(largest > 0, 1.0))
         score = (2 * (weight * both).sum(-1) + SMOOTH) / ((weight * (predicted + true)).sum(-1) + SMOOTH)
         return score.expand(len(p)) if cfg.batch else score
     if cfg.name == "tversky":

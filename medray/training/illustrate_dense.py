@@ -78,8 +78,9 @@ def _augmented(experiment: Experiment, prepared: Prepared) -> list[tuple[Case, A
     batch = feed.drawn(rows, rows, experiment.seed, 0)
     image = normalise(batch.image.float(), experiment.preprocess)
     image, label = augment_pair(image, batch.target, experiment.augment, experiment.seed, 0, rows)
+    # Of neighbouring slices the one that is labelled.
     slices = image.shape[1] // store.channels
-    image = image.unflatten(1, (store.channels, slices))[:, :, slices // 2]
+    image = image.reshape(len(image), store.channels, slices, *image.shape[2:])[:, :, slices // 2]
     shown = []
     for row, picture, mask in zip(rows.tolist(), image.numpy(), cast(torch.Tensor, label).numpy(), strict=True):
         affine = store.affines[row] if feed.spatial_dims == store.spatial_dims else np.eye(4)

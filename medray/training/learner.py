@@ -86,6 +86,8 @@ class Learner:
         axes = self.experiment.augment.flip.axes
         if max(axes, default=0) >= self.feed.spatial_dims:
             mistakes.append(f"augment.flip.axes: {axes} on a grid of {self.feed.spatial_dims} axes")
+        if self.experiment.trust.operating_points and kind_of(self.experiment) != "classes":
+            mistakes.append("trust.operating_points: are for classes of whole images")
         if self.task.dense and self.experiment.augment.mixup.p:
             mistakes.append("augment.mixup: blends whole cases; it is not for label maps")
         if mistakes:

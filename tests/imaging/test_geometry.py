@@ -3,13 +3,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from medray.imaging.geometry import (
+    Grid,
     crop_foreground,
     fit,
     fitted,
     grid_of,
     onto,
+    onto_label,
     restore,
     spaced,
     to_ras,
@@ -213,3 +216,61 @@ def test_2d_is_not_touched_by_orientation_and_never_rotated(mode: str) -> None:
     raw = volume((5, 9), np.eye(4))
     assert to_ras(raw) is raw
     assert fit(raw, (5, 9), mode).image.tolist() == raw.image.tolist()  # type: ignore[arg-type]
+
+
+def label_of(shape: tuple[int, ...], affine: np.ndarray, classes: int = 4, seed: int = 0) -> Case:
+    """A label map of blobs."""
+    draw = np.random.default_rng(seed)
+    fields = ndimage.gaussian_filter(draw.normal(size=(classes, *shape)), (0, *[1.2] * len(shape)))
+    return Case("x", fields.argmax(0)[None].astype(np.uint8), affine, "mm")
+
+
+@pytest.mark.parametrize("shape", [(9, 11), (6, 7, 8)])
+def test_a_label_on_its_own_grid_is_itself(shape: tuple[int, ...]) -> None:
+    label = label_of(shape, turned((0.2, 0.3, 0.4), (1, 2, 3)) if len(shape) == 3 else np.eye(4))
+    np.testing.assert_array_equal(onto_label(label, grid_of(label)), label.image[0])
+
+
+def test_where_voxels_coincide_a_label_is_copied() -> None:
+    """Turning, cropping and padding: as nearest neighbours, and background outside."""
+    label = label_of((8, 9, 10), np.diag([-1.0, -2.0, 3.0, 1.0]))
+    ras = to_ras(label)
+    np.testing.assert_array_equal(onto_label(label, grid_of(ras)), ras.image[0])
+    for size in ((5, 6, 7), (12, 11, 13), (8, 14, 3)):
+        grid = fitted(grid_of(ras), size, "pad_crop")
+        np.testing.assert_array_equal(onto_label(label, grid), onto(ras, grid, 0, 0).image[0])
+
+
+@quick
+@given(angles, spacings, st.integers(0, 99), st.sampled_from([0, 3, 250]))
+def test_each_voxel_takes_the_class_with_the_largest_share(angle, spacing, seed, first) -> None:  # type: ignore[no-untyped-def]
+    label = label_of((6, 7, 5), turned(angle, (1.0, 1.2, 2.0)), 3, seed)
+    label = Case("x", label.image + np.uint8(first), label.affine, "mm")
+    grid = spaced(grid_of(label), spacing)
+    found = onto_label(label, grid)
+    assert found.dtype == np.uint8
+    assert found.shape == grid.shape
+    values = np.unique(label.image)
+    assert set(np.unique(found).tolist()) <= {0, *values.tolist()}, "no class is invented"
+    planes = [(label.image == value).astype(np.float32) for value in values.tolist()]
+    shares = np.concatenate(
+        [
+            resample(plane, label.affine, grid.affine, grid.shape, 1, float(value == 0))
+            for plane, value in zip(planes, values.tolist(), strict=True)
+        ]
+    )
+    ordered = np.sort(shares, 0)
+    clear = (ordered[-1] - ordered[-2] > 1e-5) if len(values) > 1 else ordered[-1] > 0
+    np.testing.assert_array_equal(found[clear], values[shares.argmax(0)][clear])
+
+
+def test_a_finer_label_has_no_steps() -> None:
+    """A straight slanted edge at four times the resolution: nearest neighbours are off by more voxels."""
+    rows, columns = np.indices((12, 12))
+    coarse = Case("x", (columns > 0.5 * rows + 3)[None].astype(np.uint8), np.eye(4))
+    grid = spaced(Grid((12, 12), np.eye(4)), (0.25, 0.25))
+    place = (np.indices(grid.shape) - 1.5) / 4
+    truth = place[1] > 0.5 * place[0] + 3
+    linear = (onto_label(coarse, grid) != truth).sum()
+    nearest = (onto(coarse, grid, 0).image[0] != truth).sum()
+    assert linear < 0.9 * nearest

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 
 from medray.pipeline import affine, draws
-from medray.pipeline.augment import augment, mixup_weights
+from medray.pipeline.augment import CLASSES_AT_ONCE, augment, augment_pair, mixup_weights
 from medray.pipeline.draws import Key, Stream, keys, pick, uniform
 from medray.sections.augment import AugmentSection, Mixup
+from medray.types import IGNORED
 
 OPTIONS = {
     "flip": {"axes": (0, 1)},
@@ -338,3 +339,80 @@ def test_mixup_weights_are_the_larger_half_of_a_beta(alpha: float) -> None:
     assert abs((some < 1).mean() - 0.3) < 0.06
     assert (mixup_weights(Mixup(alpha=alpha), 0, 0, index) == 1).all()
     np.testing.assert_array_equal(mixup_weights(Mixup(p=1, alpha=alpha), 0, 0, index[40:41]), share[40:41])
+
+
+MOTION = {name: OPTIONS[name] for name in ("flip", "rotate", "scale", "shear", "shift", "crop")}
+
+
+def label_maps(n: int, size: tuple[int, ...], classes: int = 3) -> torch.Tensor:
+    """(n, 1, *size) uint8: smooth shapes of each class."""
+    draw = np.random.default_rng(1)
+    fields = ndimage.gaussian_filter(draw.normal(size=(n, classes, *size)), (0, 0, *[1.5] * len(size)))
+    return torch.from_numpy(fields.argmax(1)[:, None].astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("p", [0.5, 1.0])
+def test_a_label_beside_it_changes_no_bit_of_an_image(size: tuple[int, ...], p: float) -> None:
+    image, label, cfg = batch(9, size), label_maps(9, size), section(p, **OPTIONS)
+    given_ = label.clone()
+    moved, found = augment_pair(image, label, cfg, 5, 2, np.arange(9))
+    assert torch.equal(moved, augment(image, cfg, 5, 2, np.arange(9)))
+    assert torch.equal(label, given_), "the label is not written to"
+    assert found is not None
+    assert found.dtype == torch.uint8
+    assert found.shape == label.shape
+    for case in range(9):
+        alone = augment_pair(image[case : case + 1], label[case : case + 1], cfg, 5, 2, np.asarray([case]))[1]
+        assert alone is not None
+        assert (alone[0] != found[case]).float().mean() < 0.01, "but for voxels on the edge of two classes"
+
+
+@pytest.mark.parametrize("size", [(48, 64), (24, 28, 32)])
+def test_a_label_moves_with_its_image(size: tuple[int, ...]) -> None:
+    """A bright box and its mask still coincide, whatever happens to both."""
+    mask = torch.zeros((12, 1, *size), dtype=torch.uint8)
+    mask[:, :, *(slice(edge // 4, edge // 2 + 3) for edge in size)] = 1
+    image, found = augment_pair(mask.float(), mask, section(1, **MOTION), 0, 0, np.arange(12))
+    assert found is not None
+    assert torch.equal(image > 0.5, found == 1)
+    assert (found != mask).flatten(1).any(1).all()
+
+
+def test_a_label_is_flipped_as_its_image_is() -> None:
+    label = label_maps(6, (12, 16))
+    image, found = augment_pair(label.float(), label, section(0.5, flip={"axes": (0, 1)}), 0, 0, np.arange(6))
+    assert torch.equal(image, found.float())
+    assert not torch.equal(label, found)
+
+
+@pytest.mark.parametrize("values", [(0, 7), (0, 3, IGNORED), tuple(range(0, 60, 3)), (IGNORED,)])
+def test_values_of_a_label_are_never_invented(values: tuple[int, ...]) -> None:
+    label = torch.tensor(values, dtype=torch.uint8)[label_maps(8, (24, 20), len(values)).long()]
+    found = augment_pair(label.float(), label, section(1, **MOTION), 0, 0, np.arange(8))[1]
+    assert found is not None
+    assert set(found.unique().tolist()) <= set(values)
+    assert (IGNORED in found.unique().tolist()) == (IGNORED in values)
+
+
+def test_the_class_with_the_largest_share_wins_however_many_there_are() -> None:
+    classes = 2 * CLASSES_AT_ONCE + 3
+    label, cfg = label_maps(4, (40, 36), classes), section(1, rotate={"degrees": 30}, scale={"fraction": 0.2})
+    found = augment_pair(label.float(), label, cfg, 0, 0, np.arange(4))[1]
+    shares = augment((label == torch.arange(classes).view(1, -1, 1, 1)).float(), cfg, 0, 0, np.arange(4))
+    top = shares.topk(2, 1).values
+    clear = (top[:, 0] - top[:, 1]) > 1e-4
+    assert clear.float().mean() > 0.99
+    assert found is not None
+    assert torch.equal(found[:, 0][clear].long(), shares.argmax(1)[clear])
+
+
+def test_nothing_drawn_gives_the_same_objects_and_intensities_leave_the_label() -> None:
+    image, label = batch(3, (12, 16)), label_maps(3, (12, 16))
+    same = augment_pair(image, label, AugmentSection(), 0, 0, np.arange(3))
+    assert same[0] is image
+    assert same[1] is label
+    brighter, found = augment_pair(image, label, section(1, gamma={}, noise={}, cutout={}), 0, 0, np.arange(3))
+    assert not torch.equal(brighter, image)
+    assert torch.equal(found, label)
+    assert augment_pair(image, None, section(1, rotate={}), 0, 0, np.arange(3))[1] is None

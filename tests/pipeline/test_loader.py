@@ -89,3 +89,26 @@ def test_look_ahead_keeps_order_and_passes_errors_on() -> None:
     next(ahead)
     with pytest.raises(OSError, match="disk gone"):
         next(ahead)
+
+
+@pytest.mark.parametrize("steps", [2, 9])
+def test_steps_per_epoch_is_kept_and_cases_come_equally_often(steps: int) -> None:
+    sampling = Sampling(batch_size=20, seed=1, steps_per_epoch=steps)
+    batches = list(train_batches(SAMPLES, ROWS, sampling, 0, Share()))
+    drawn = torch.cat([batch.index for batch in batches])
+    assert len(batches) == steps
+    assert len(drawn.unique()) == len(drawn) == 20 * steps, "each draw has an augmentation of its own"
+    counts = torch.bincount(drawn % COUNT, minlength=COUNT)[torch.from_numpy(ROWS)]
+    assert counts.max() - counts.min() <= 1
+    for batch in batches:
+        assert torch.equal(batch.image, SAMPLES.images[batch.index % COUNT])
+        assert torch.equal(batch.target, SAMPLES.targets[batch.index % COUNT])
+
+
+def test_evaluation_and_training_see_the_same_of_whole_images() -> None:
+    rows = np.array([7, 3, 50])
+    whole, drawn = SAMPLES.whole(rows), SAMPLES.drawn(rows, rows + COUNT, 0, 0)
+    for name in ("image", "target", "weight"):
+        assert torch.equal(getattr(whole, name), getattr(drawn, name))
+    assert whole.index.tolist() == rows.tolist()
+    assert drawn.index.tolist() == (rows + COUNT).tolist()

@@ -127,8 +127,8 @@ def test_named_columns_of_a_table_reach_split_and_weights(folder: Path, tmp_path
         people = [prepared.dataset.refs[row].subject for row in prepared.rows(name).tolist()]
         assert {people.count(person) for person in people} == {3}
     learner = Learner(experiment, prepared, World())
-    np.testing.assert_array_equal(learner.samples.weights, np.arange(1, 37))
-    batch = next(train_batches(learner.samples, learner.rows["train"], learner.sampling, 0, Share()))
+    np.testing.assert_array_equal(learner.feed.weights, np.arange(1, 37))
+    batch = next(train_batches(learner.feed, learner.rows["train"], learner.sampling, 0, Share()))
     np.testing.assert_allclose(batch.weight, (1 + batch.index) / (1 + batch.index).sum(), rtol=1e-6)
 
 

@@ -129,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_no_nan_in_the_weights
     image_folder: Path, stores: Path
 ) -> None:
     one = learner(image_folder, stores)
-    one.samples.weights[one.rows["train"][5]] = float("nan")
+    one.feed.weights[one.rows["train"][5]] = float("nan")
     with pytest.raises(NonFiniteLoss, match=r"not finite at step \d+ \(epoch 1\)"):
         run(one)
     assert all(torch.isfinite(p).all() for p in one.network.parameters())
@@ -235,6 +235,12 @@ def test_infinite_fp16_gradients_are_skipped_and_counted(image_folder: Path, sto
     one.update(None)
     assert one.skipped_steps == 1
     assert all(torch.equal(a, b) for a, b in zip(before, one.network.parameters(), strict=True))
+
+
+def test_operating_points_that_cannot_be_are_refused_before_the_first_step(image_folder: Path, stores: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trust.operating_points: no class 'class7'"):
+        learner(image_folder, stores, trust={"operating_points": [{"of": "class7", "sensitivity": 0.9}]})
+    assert learner(image_folder, stores, trust={"operating_points": [{"of": "class1", "sensitivity": 0.9}]})
 
 
 def test_sync_batchnorm_without_gpus_is_refused(image_folder: Path, stores: Path) -> None:

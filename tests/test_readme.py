@@ -186,7 +186,7 @@ def test_segmentation(tmp_path: Path, home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_inside_a_model(tmp_path: Path, home: Path) -> None:
+def test_inside_a_model(tmp_path: Path) -> None:
     """Explained, its features taken, exported."""
     images = draw_folder(tmp_path / "chest", cases=60, size=32)
     settings = f"name=chest dataset.name=folder dataset.path={images} network.name=plain train.epochs=3"

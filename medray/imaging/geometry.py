@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from medray.imaging.resample import resample
-from medray.types import Array, Case
+from medray.types import Array, Case, InputError
 
 Fit = Literal["stretch", "contain", "pad_crop"]
 
@@ -107,6 +107,22 @@ def to_ras(case: Case) -> Case:
             affine[:, world] *= -1
             image = np.flip(image, world + 1)
     return replace(case, image=image, affine=affine)
+
+
+def take_slice(case: Case, axis: int, position: float, neighbours: int) -> Case:
+    """The slice across `axis` of a volume at `position` (0 first, 1 last) as a 2D image: (C * (2 n + 1), row, column).
+
+    Channel c of neighbour i is c * (2 n + 1) + i, from the lowest on; the outermost slices are repeated. The affine is
+    that of a 2D image, which carries the spacing alone. Raises wrong_rank where `case` is no volume.
+    """
+    if case.spatial_dims != 3:
+        fact = f"the image has {case.spatial_dims} axes, preprocess.slice takes a slice of a volume"
+        raise InputError("wrong_rank", fact, "give volumes")
+    length = case.image.shape[axis + 1]
+    at = np.rint(position * (length - 1)).astype(int) + np.arange(-neighbours, neighbours + 1)
+    planes = np.moveaxis(case.image.take(np.clip(at, 0, length - 1), axis + 1), axis + 1, 1)
+    spacing = [edge for other, edge in enumerate(case.spacing) if other != axis]
+    return replace(case, image=planes.reshape(-1, *planes.shape[2:]), affine=np.diag([*spacing, 1.0, 1.0]))
 
 
 def crop_foreground(case: Case) -> Case:

@@ -1,6 +1,6 @@
 """The only road from a Case to a network's input: training, evaluation and serving all take it.
 
-Order: channels, denoise, orientation, crop, intensity, then spacing and size in one resampling. Intensities come
+Order: slice, channels, denoise, orientation, crop, intensity, then spacing and size in one resampling. Intensities come
 before resampling, as in nnU-Net (Isensee 2021, 10.1038/s41592-020-01008-z): statistics, the box of the foreground
 and 'not 0' are facts of voxels that were measured, and neither interpolation nor padding may change them.
 """
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from medray.imaging.geometry import Grid, crop_foreground, fitted, grid_of, onto, spaced, to_ras
+from medray.imaging.geometry import Grid, crop_foreground, fitted, grid_of, onto, spaced, take_slice, to_ras
 from medray.sections.data import DenoiseSection, IntensitySection, PreprocessSection
 from medray.types import Array, Case, InputError
 
@@ -37,6 +37,9 @@ def preprocess(case: Case, cfg: PreprocessSection) -> Case:
     Raises InputError: wrong_rank (size or spacing_mm for another number of axes), wrong_channels,
     missing_geometry (spacing_mm, but the file has no mm). Warns: clipped ('range', more than 1 % outside).
     """
+    if cfg.slice is not None:
+        turned = case if cfg.orientation is None else to_ras(case)
+        case = take_slice(turned, cfg.slice.axis, cfg.slice.position, cfg.slice.neighbours)
     _check_axes(case, cfg)
     colours = case.image.shape[0]
     if cfg.channels != "keep" and colours not in (1, 3):

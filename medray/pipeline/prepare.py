@@ -179,6 +179,8 @@ def _check_targets(dataset: Dataset, kind: Kind) -> None:
 
 def _window_shape(experiment: Experiment, store: CaseStore) -> tuple[int, ...]:
     """(C, *W) of what the network sees at once."""
+    if experiment.preprocess.slice is not None:
+        raise ConfigError(["preprocess.slice: is for answers per case; a window.size of two axes reads all slices"])
     size = experiment.window.size or experiment.preprocess.size
     if size is None:
         raise ConfigError(["window.size: is missing; give one edge per axis, or let `medray plan` choose it"])

@@ -74,6 +74,17 @@ class IntensitySection(Section):
         return (0.5 if self.low is None else self.low, 99.5 if self.high is None else self.high)
 
 
+class SliceSection(Section):
+    """One slice of each volume, for networks of two axes; with its neighbours as further channels it is 2.5D."""
+
+    axis: Annotated[int, Field(ge=0, le=2)] = 2
+    """The axis across which slices lie: of RAS+ volumes 0 sagittal, 1 coronal, 2 axial."""
+    position: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Where along the axis: 0 the first slice, 1 the last."""
+    neighbours: Annotated[int, Field(ge=0, le=8)] = 0
+    """Slices on each side; beyond the ends the outermost is repeated."""
+
+
 class PreprocessSection(Section):
     """The deterministic road from a Case to the network's grid; it travels in the bundle."""
 
@@ -81,6 +92,8 @@ class PreprocessSection(Section):
     denoise: DenoiseSection | None = None
     orientation: Literal["RAS"] | None = "RAS"
     """3D only: axes permuted and flipped to the closest RAS+ order, without resampling."""
+    slice: SliceSection | None = None
+    """3D only: what is taken of each volume before all that follows, which sees an image of two axes."""
     spacing_mm: tuple[Positive, ...] | None = None
     """Voxel edges after resampling, one per spatial axis."""
     crop_foreground: bool = False
@@ -95,6 +108,8 @@ class PreprocessSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PreprocessSection:
+        if self.slice is not None and self.slice.neighbours and self.channels != "keep":
+            raise ValueError(f"channels {self.channels} would mix the neighbours of a slice: use keep")
         greatest = max(map(abs, self.intensity.bounds))
         if self.dtype == "float16" and self.intensity.method == "range" and greatest > FLOAT16_MAX:
             raise ValueError(f"float16 holds values up to {FLOAT16_MAX:g}, the range goes to {greatest:g}: use float32")

@@ -73,7 +73,9 @@ def save_bundle(folder: Path, experiment: Experiment, prepared: Prepared, outcom
 def describe_input(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     """What the network takes: channels and edges of its grid or window, and the axes of the images."""
     size = prepared.shape[1:]
-    axes = prepared.open_cases(experiment).spatial_dims if prepared.dense else len(size)
+    axes = 3 if experiment.preprocess.slice is not None else len(size)
+    if prepared.dense:
+        axes = prepared.open_cases(experiment).spatial_dims
     return {"channels": prepared.shape[0], "size": list(size), "axes": axes, "dense": prepared.dense}
 
 

@@ -228,3 +228,28 @@ def test_what_does_not_fit_the_case_is_refused() -> None:
         with pytest.raises(InputError) as caught:
             preprocess(case, cfg)
         assert caught.value.code == code
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_slice_of_a_volume_is_an_image_with_its_neighbours_as_channels(axis: int) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (2, 6, 7, 8)).astype(np.uint8)
+    raw = Case("case", image, np.diag([1.5, 2.0, 3.0, 1.0]), "mm")
+    taken = {"axis": axis, "position": 1.0, "neighbours": 1}
+    cfg = PreprocessSection.model_validate({"slice": taken, "intensity": {"method": "range", "low": 0, "high": 255}})
+    found = preprocess(raw, cfg)
+    last = image.shape[axis + 1] - 1
+    expected = [image[channel].take(min(place, last), axis) for channel in (0, 1) for place in (last - 1, last, last)]
+    np.testing.assert_array_equal(found.image, expected)
+    assert found.spacing == tuple(edge for other, edge in enumerate((1.5, 2.0, 3.0)) if other != axis)
+
+
+def test_a_slice_is_taken_of_volumes_alone_and_in_ras() -> None:
+    cfg = PreprocessSection.model_validate({"slice": {"axis": 2, "position": 0.0}, "intensity": {"method": "zscore"}})
+    with pytest.raises(InputError, match="wrong_rank"):
+        preprocess(Case("case", np.zeros((1, 4, 4), np.uint8), np.eye(4)), cfg)
+    image = np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype(np.float32)
+    upside_down = np.diag([1.0, 1.0, -1.0, 1.0])
+    found = preprocess(Case("case", image, upside_down, "mm"), cfg)
+    assert np.corrcoef(found.image.ravel(), image[..., -1].ravel())[0, 1] > 0.999
+    with pytest.raises(ValueError, match="would mix"):
+        PreprocessSection.model_validate({"slice": {"neighbours": 1}, "channels": "gray"})

@@ -33,7 +33,7 @@ def plan(
         out: the file to write; by default plan-NAME.yaml here.
         fingerprint: a JSON file for what was measured of every case.
         memory: GB that a training may take; by default 80 % of what is free, of the GPU if there is one.
-        minutes: how long it may take; by default 240 with a GPU, 16 without.
+        minutes: how long it may take; by default 240 with a GPU, 18 without.
         modality: DICOM code of all images where their files do not say it, as in --modality CT.
     """
     import torch

@@ -33,6 +33,7 @@ class Road:
         unsaid = {
             "preprocess.channels": cfg.channels != "keep",
             "preprocess.denoise": cfg.denoise is not None,
+            "preprocess.slice": cfg.slice is not None,
             "preprocess.spacing_mm": cfg.spacing_mm is not None,
             "preprocess.crop_foreground": cfg.crop_foreground,
             "preprocess.size": cfg.size is not None,

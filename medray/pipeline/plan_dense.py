@@ -204,6 +204,8 @@ def _window(frame: Frame, chosen: Chosen, slice_axis: int | None, median: tuple[
     size = f"the median case is {by(median)} voxels on this grid"
     size += ", taken whole" if whole else f"; {by(patch)} of it fit into memory and time"
     tree: Tree = {"size": Because(list(patch), f"{size}; divisible by {by(chosen.rung.shape.factor)}")}
+    if len(axes := frame.augment.flip.axes) == 1:
+        tree["flips"] = Because(list(axes), "the mean of an image and its mirror image, in twice the time")
     if slice_axis is not None:
         tree["slice_axis"] = Because(slice_axis, "the median case has one slice along it: a network of two axes")
     return tree

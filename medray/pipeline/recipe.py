@@ -49,8 +49,8 @@ MINUTES = {"cpu": 18.0, "cuda": 240.0}
 TRAIN_SHARE = 0.8
 """Of the minutes, that go into optimiser steps: the rest reads, validates, evaluates and records."""
 LEAST_STEPS = 1500
-"""Fewer optimiser steps than this do not train a segmentation: then the batch and the network get smaller. Medray's own:
-norms are per instance, so a batch of 2 learns as much per patch as a larger one, in more steps."""
+"""Fewer optimiser steps than this do not train a segmentation: then the batch and the network get smaller. medray's
+own: norms are per instance, so a batch of 2 learns as much per patch as a larger one, in more steps."""
 RUNGS = ((32, True), (32, False), (24, False), (16, False), (12, False), (8, False))
 """Filters of the first level, and whether batches stay as planned or get down to SMALL_BATCH: from nnU-Net's network to
 what a CPU can still train."""

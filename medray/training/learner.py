@@ -51,6 +51,8 @@ class Learner:
         self.sign = monitor_sign(self.monitor, experiment.train.mode)
 
         self.window = prepared.shape[1:]
+        # Mirrored answers take as long again for each axis: they are for the last measurement, and for serving.
+        self.reading = experiment.window.model_copy(update={"flips": ()})
         built = build(experiment.network, prepared.network_io(self.task.outputs), experiment.seed)
         self.loaded, self.unfit = built.loaded, built.unfit
         self._check_memory(built.network, prepared)
@@ -170,7 +172,7 @@ class Learner:
         """Raw output and scores of images (B, C, *S), of a dense task the probabilities of one whole case, twice."""
         if not self.task.dense:
             return self.task.predict(network, self.ordered(image))
-        scores = whole_probabilities(self.task, network, image[0], self.experiment.window, self.window)[None]
+        scores = whole_probabilities(self.task, network, image[0], self.reading, self.window)[None]
         return scores, scores
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:

@@ -193,7 +193,7 @@ def _finish(learner: Learner, reason: str) -> Finished:
     state = learner.state()
     learner.restore_best()
     # The figures of the card are those of the saved weights as they will be served: in float32.
-    learner.precision = "fp32"
+    learner.precision, learner.reading = "fp32", learner.experiment.window
     metrics: dict[str, float] = {"best_epoch": float(learner.best_epoch)}
     scores = {}
     for split in ("val", "test"):

@@ -21,7 +21,7 @@ from medray.types import NetworkIO
 
 ALL = plugins("networks")
 FAMILIES = [family for family in ALL if not getattr(load_plugin("networks", family), "DENSE", False)]
-"""Those that answer per case; test_dense.py has the others."""
+"""Those that answer per case; test_dense_networks.py has the others."""
 SMALLEST = {"resnet": {"depth": 10}, "vgg": {"depth": 11}}
 SIZES = {2: (32, 32), 3: (16, 16, 32)}
 LARGER = {("alexnet", 2): (64, 64), ("densenet", 3): (32, 32, 32)}

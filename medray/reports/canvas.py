@@ -7,6 +7,7 @@ are of Okabe and Ito 2008 (jfly.uni-koeln.de/color), told apart with any colour 
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,3 +59,24 @@ def short(name: str, length: int = 24) -> str:
 def plain(text: str) -> str:
     """The text itself where matplotlib would read a formula between dollar signs."""
     return text.replace("$", r"\$")
+
+
+def square_axes(entries: int, x: str, y: str) -> tuple[Figure, Axes]:
+    """Axes of a curve from 0 to 1, with room for a legend of so many entries beside them."""
+    edge = max(4.0, 0.6 + 0.2 * entries)
+    figure = new_figure(edge + 3.0, edge)
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=x, ylabel=y, aspect="equal")
+    quiet(axes)
+    return figure, axes
+
+
+def with_legend(figure: Figure, axes: Axes) -> bytes:
+    """PNG bytes of the figure with its legend on the right."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
+    return png_bytes(figure)
+
+
+def with_area(name: str, area: float, what: str) -> str:
+    """A curve's entry in the legend."""
+    return f"{short(name)}: {what} {area:.3f}" if math.isfinite(area) else f"{short(name)}: not in the data"

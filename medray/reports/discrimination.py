@@ -10,11 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medray.metrics.curves import pr_area, pr_curve, roc_area, roc_curve, step_counts
-from medray.reports.canvas import COLOURS, GREY, line_style, new_figure, png_bytes, quiet, short
+from medray.reports.canvas import (
+    COLOURS,
+    GREY,
+    line_style,
+    new_figure,
+    png_bytes,
+    quiet,
+    short,
+    square_axes,
+    with_area,
+    with_legend,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
 MARKERS = "osD^v<>PX"
@@ -45,27 +55,27 @@ class Mark:
 
 def roc(lines: Sequence[Line], marks: Sequence[Mark] = ()) -> bytes:
     """Sensitivity over 1 - specificity of each line, its thresholds marked; a class that does not occur has none."""
-    figure, axes = _square(len(lines) + len(marks), "1 - specificity", "sensitivity")
+    figure, axes = square_axes(len(lines) + len(marks), "1 - specificity", "sensitivity")
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     for number, line in enumerate(lines):
         x, y, _ = roc_curve(line.scores, line.positive)
         colour, dashes = line_style(number)
-        label = _with_area(line.name, roc_area(step_counts(line.scores, line.positive)), "AUC")
+        label = with_area(line.name, roc_area(step_counts(line.scores, line.positive)), "AUC")
         axes.plot(x, y, dashes, color=colour, label=label, clip_on=False)
     for number, mark in enumerate(marks[:MOST_MARKED]):
         negatives, positives = mark.false_positives + mark.true_negatives, mark.true_positives + mark.false_negatives
         if negatives and positives:
             _mark(axes, number, mark, mark.false_positives / negatives, mark.true_positives / positives)
-    return _with_legend(figure, axes)
+    return with_legend(figure, axes)
 
 
 def precision_recall(lines: Sequence[Line], marks: Sequence[Mark] = ()) -> bytes:
     """Precision over recall of each line, its thresholds marked; the dotted line is the share of the class."""
-    figure, axes = _square(len(lines) + len(marks), "recall (sensitivity)", "precision (PPV)")
+    figure, axes = square_axes(len(lines) + len(marks), "recall (sensitivity)", "precision (PPV)")
     for number, line in enumerate(lines):
         precision, recall, _ = pr_curve(line.scores, line.positive)
         colour, dashes = line_style(number)
-        label = _with_area(line.name, pr_area(step_counts(line.scores, line.positive)), "AP")
+        label = with_area(line.name, pr_area(step_counts(line.scores, line.positive)), "AP")
         # The last point, recall 0 at precision 1, is a convention; holding the precision before it makes AP the area.
         held = np.append(precision[:-1], precision[-2:][0])
         axes.step(recall, held, dashes, where="post", color=colour, label=label, clip_on=False)
@@ -75,31 +85,13 @@ def precision_recall(lines: Sequence[Line], marks: Sequence[Mark] = ()) -> bytes
         called, positives = mark.true_positives + mark.false_positives, mark.true_positives + mark.false_negatives
         if called and positives:
             _mark(axes, number, mark, mark.true_positives / positives, mark.true_positives / called)
-    return _with_legend(figure, axes)
+    return with_legend(figure, axes)
 
 
 def _mark(axes: Axes, number: int, mark: Mark, x: float, y: float) -> None:
     style: dict[str, Any] = {"markersize": 7, "markeredgecolor": "#000000", "markeredgewidth": 0.9, "linestyle": "none"}
     marker, colour = MARKERS[number % len(MARKERS)], line_style(mark.line)[0]
     axes.plot(x, y, marker, color=colour, label=short(mark.name, 34), clip_on=False, zorder=4, **style)
-
-
-def _square(entries: int, x: str, y: str) -> tuple[Figure, Axes]:
-    edge = max(4.0, 0.6 + 0.2 * entries)
-    figure = new_figure(edge + 3.0, edge)
-    axes = figure.add_subplot()
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=x, ylabel=y, aspect="equal")
-    quiet(axes)
-    return figure, axes
-
-
-def _with_legend(figure: Figure, axes: Axes) -> bytes:
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
-    return png_bytes(figure)
-
-
-def _with_area(name: str, area: float, what: str) -> str:
-    return f"{short(name)}: {what} {area:.3f}" if np.isfinite(area) else f"{short(name)}: not in the data"
 
 
 def distribution(values: Sequence[tuple[str, Floats]], label: str, limits: tuple[float, float] | None = None) -> bytes:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
-from medray.reports.page import MAX_TEXT, Picture, Sheet
+from medray.reports.page import Picture, Sheet, environment
 
 BAR_WIDTH, BAR_HEIGHT = 200, 16
 """Of a drawn interval, in px."""
@@ -114,19 +112,7 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # autoescape for every name: by default jinja2 escapes none, and its helper for that goes by the suffix.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-    environment.filters["cut"] = lambda text: text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-    return environment.get_template("evaluation.html.j2").render(page=page, width=BAR_WIDTH, height=BAR_HEIGHT)
+    return environment().get_template("evaluation.html.j2").render(page=page, width=BAR_WIDTH, height=BAR_HEIGHT)
 
 
 def as_markdown(title: str, card: tuple[CardPart, ...]) -> str:

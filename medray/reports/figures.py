@@ -13,11 +13,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medray.metrics.curves import calibration_bins, pr_area, pr_curve, roc_area, roc_curve, step_counts, top_label
-from medray.reports.canvas import COLOURS, GREY, line_style, new_figure, plain, png_bytes, quiet, short
+from medray.reports.canvas import (
+    COLOURS,
+    GREY,
+    line_style,
+    new_figure,
+    plain,
+    png_bytes,
+    quiet,
+    short,
+    square_axes,
+    with_area,
+    with_legend,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.float64]
@@ -88,14 +99,14 @@ def roc(scores: ArrayLike, targets: ArrayLike, classes: Sequence[str], multilabe
     """Sensitivity over 1 - specificity, one class (N, K) against the rest; of class 1 alone where two exclude each
     other. A class that does not occur is named in the legend without a curve.
     """
-    figure, axes = _curve_axes(len(classes), "1 - specificity", "sensitivity")
+    figure, axes = square_axes(len(classes), "1 - specificity", "sensitivity")
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     for line, (name, score, positive) in enumerate(_against_rest(scores, targets, classes, multilabel)):
         x, y, _ = roc_curve(score, positive)
         area = roc_area(step_counts(score, positive))
         colour, dashes = line_style(line)
-        axes.plot(x, y, dashes, color=colour, label=_with_area(name, area, "AUC"), clip_on=False)
-    return _with_legend(figure, axes)
+        axes.plot(x, y, dashes, color=colour, label=with_area(name, area, "AUC"), clip_on=False)
+    return with_legend(figure, axes)
 
 
 def precision_recall(scores: ArrayLike, targets: ArrayLike, classes: Sequence[str], multilabel: bool = False) -> bytes:
@@ -103,18 +114,18 @@ def precision_recall(scores: ArrayLike, targets: ArrayLike, classes: Sequence[st
 
     AP is average precision; a dot at recall 1 marks the share of the class, which chance would reach.
     """
-    figure, axes = _curve_axes(len(classes), "recall", "precision")
+    figure, axes = square_axes(len(classes), "recall", "precision")
     for line, (name, score, positive) in enumerate(_against_rest(scores, targets, classes, multilabel)):
         precision, recall, _ = pr_curve(score, positive)
         area = pr_area(step_counts(score, positive))
         colour, dashes = line_style(line)
-        label = _with_area(name, area, "AP")
+        label = with_area(name, area, "AP")
         # The last point, recall 0 at precision 1, is a convention; holding the precision before it makes AP the area.
         held = np.append(precision[:-1], precision[-2:][0])
         axes.step(recall, held, dashes, where="post", color=colour, label=label, clip_on=False)
         if positive.any():
             axes.plot(1, positive.mean(), ".", color=colour, clip_on=False, zorder=3)
-    return _with_legend(figure, axes)
+    return with_legend(figure, axes)
 
 
 def calibration(scores: ArrayLike, targets: ArrayLike, multilabel: bool = False, bins: int = 15) -> bytes:
@@ -222,21 +233,3 @@ def _against_rest(
         raise ValueError(f"{len(classes)} classes need (N, {len(classes)}), got {scores.shape} and {targets.shape}")
     shown = [1] if len(classes) == 2 and not multilabel else range(len(classes))
     return [(classes[k], scores[:, k], targets[:, k]) for k in shown]
-
-
-def _curve_axes(classes: int, x: str, y: str) -> tuple[Figure, Axes]:
-    edge = max(4.0, 0.6 + 0.2 * classes)
-    figure = new_figure(edge + 3.0, edge)
-    axes = figure.add_subplot()
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=x, ylabel=y, aspect="equal")
-    quiet(axes)
-    return figure, axes
-
-
-def _with_legend(figure: Figure, axes: Axes) -> bytes:
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
-    return png_bytes(figure)
-
-
-def _with_area(name: str, area: float, what: str) -> str:
-    return f"{short(name)}: {what} {area:.3f}" if np.isfinite(area) else f"{short(name)}: not in the data"

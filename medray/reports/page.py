@@ -6,6 +6,10 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MAX_BYTES = 5_000_000
 SHOWN_CASES = 100
@@ -66,21 +70,26 @@ class Page:
     notes: tuple[str, ...] = ()
 
 
-def render(page: Page) -> str:
-    """The page as HTML of at most about 5 MB: pictures beyond that are left out, and it says so."""
+def environment() -> Environment:
+    """What fills the templates of this room: every text is escaped, a name that is not there is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # autoescape for every name: by default jinja2 escapes none, and its helper for that goes by the suffix.
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-    environment.filters["cut"] = lambda text: text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-    template = environment.get_template("check.html.j2")
+    made.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+    made.filters["cut"] = lambda text: text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+    return made
+
+
+def render(page: Page) -> str:
+    """The page as HTML of at most about 5 MB: pictures beyond that are left out, and it says so."""
+    template = environment().get_template("check.html.j2")
     bare = template.render(page=replace(page, sheets=()), left_out=0, shown=SHOWN_CASES)
     sheets, left_out = _fitting(page.sheets, MAX_BYTES - len(bare.encode("utf-8", "replace")))
     return template.render(page=replace(page, sheets=sheets), left_out=left_out, shown=SHOWN_CASES)

@@ -87,7 +87,8 @@ def test_the_slower_of_two_processes_takes_what_is_there(home: Path, monkeypatch
     real = Path.replace
 
     def late(draft: Path, target: Path) -> Path:
-        (target / "none").mkdir(parents=True, exist_ok=True)
+        if draft.is_dir():
+            (target / "none").mkdir(parents=True, exist_ok=True)
         return real(draft, target)
 
     monkeypatch.setattr(Path, "replace", late)

@@ -51,8 +51,8 @@ def _split_settings(settings: tuple[str, ...]) -> ExperimentSchema:
 def train(*settings: Settings, resume: str | None = None) -> Result:
     """Train, record and register a model.
 
-    Sections of an experiment: name, seed, dataset, split, preprocess, augment, task, network, optimizer,
-    schedule, train, scaling, tracking, tune, serve. Look inside with: medray config show
+    Sections of an experiment: name, seed, dataset, split, preprocess, window, augment, task, network, optimizer,
+    schedule, train, trust, scaling, tracking, tune, serve. Look inside with: medray config show
 
     Args:
         settings: the experiment and changes to it.

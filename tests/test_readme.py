@@ -168,7 +168,8 @@ def test_your_data(tmp_path: Path) -> None:
 def test_segmentation(tmp_path: Path, home: Path) -> None:
     """Plan, train, predict and evaluate balls in small volumes; a few steps stand for the whole time."""
     draw_volumes(tmp_path / "liver", cases=14)
-    assert last(run(HERE[9].replace("/data", str(tmp_path)), tmp_path))["task"] == "segmentation"
+    line = HERE[9].replace("/data", str(tmp_path))
+    assert last(run(f"{line} dataset.name=decathlon", tmp_path))["task"] == "segmentation"
     few = "train.epochs=2 train.steps_per_epoch=3"
     trained = last(run(f"{HERE[10]} {few}", tmp_path))
     assert trained["model"] == "liver/1"

@@ -24,8 +24,8 @@ GB = 1 << 30
 FLOAT_BYTES = 4
 STATES = {"sgd": 1, "adagrad": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
 """Numbers that each optimiser of sections/training.py keeps beside a weight."""
-IN_USE = 3
-"""Of an activation that the way back has come to: the gradient that comes, the one that goes, a reordered copy."""
+IN_USE = 2
+"""Of an activation that the way back has come to: the gradient that comes, and the one that goes."""
 RESERVE = 0.1
 """On top of what was counted: allocators round, and leave holes."""
 RUNTIME = {"cpu": 160 << 20, "cuda": 600 << 20}

@@ -90,6 +90,12 @@ class Case:
         edges = np.linalg.norm(self.affine[:3, : self.spatial_dims], axis=0)
         return tuple(float(edge) for edge in edges)
 
+    @property
+    def voxel_size(self) -> float:
+        """Volume of a voxel, or area of a pixel, in `unit`; that of a sheared one is less than its edges' product."""
+        d = self.spatial_dims
+        return abs(float(np.linalg.det(self.affine[:d, :d])))
+
 
 @dataclass(frozen=True, slots=True)
 class Box:

@@ -131,7 +131,7 @@ def voxel_size(case: Case) -> tuple[float, str]:
     """The size of a voxel and its unit: mL of volumes, mm2 of pictures, voxels where the image has no unit."""
     if case.unit == "px":
         return 1.0, "voxels"
-    size = math.prod(case.spacing)
+    size = case.voxel_size
     return (size / 1000, "mL") if case.spatial_dims == 3 else (size, "mm2")
 
 

@@ -7,7 +7,6 @@ Sources: the header of NIfTI-1.1 (nifti.nimh.nih.gov/nifti-1) and of NIfTI-2.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -67,16 +66,6 @@ def narrow(mask: Array) -> Array:
     if low < 0 or high > np.iinfo(np.uint16).max:
         raise ValueError(f"a mask holds whole numbers from 0 to 65535, not {mask.dtype} from {low} to {high}")
     return mask.astype(np.min_scalar_type(high), copy=False)
-
-
-def volumes_ml(mask: Array, affine: Array, values: Collection[int]) -> dict[int, float]:
-    """The volume in mL of each of `values` in `mask`, whose `affine` (4, 4) is in mm; 0 for one that is not there.
-
-    `mask` is (i, j, k) of class values, or (R, i, j, k) bool of regions, which are the values 1 to R.
-    """
-    counts = voxels_of(mask if mask.ndim == 4 else mask[None])
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    return {value: counts.get(value, 0) * voxel_ml for value in values}
 
 
 def voxels_of(parts: Array) -> dict[int, int]:

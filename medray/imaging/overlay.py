@@ -95,7 +95,7 @@ def overlay(
         panels.append(picture_of(panel, *_sides(turned, cut)))
     labels = {value: (names or {}).get(value, str(value)) for value in counts}
     if case.spatial_dims == 3 and case.unit == "mm":
-        voxel_ml = abs(float(np.linalg.det(case.affine[:3, :3]))) / 1000
+        voxel_ml = case.voxel_size / 1000
         labels = {value: f"{label}  {short(counts[value] * voxel_ml)} mL" for value, label in labels.items()}
     return with_legend(arranged(panels), [(colour_of(value), label) for value, label in labels.items()])
 

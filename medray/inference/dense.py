@@ -40,9 +40,9 @@ def on_patient_grid(
 
 def measured(voxels: dict[str, int], raw: Case) -> dict[str, float]:
     """Structure -> mL of a volume in mm, mm2 of a picture in mm, voxels where the image has no unit."""
-    edge = float(np.prod(raw.spacing)) if raw.unit == "mm" else 1.0
+    size = raw.voxel_size if raw.unit == "mm" else 1.0
     factor = ML_PER_MM3 if raw.unit == "mm" and raw.spatial_dims == 3 else MM2_UNIT
-    return {name: count * edge * factor for name, count in voxels.items()}
+    return {name: count * size * factor for name, count in voxels.items()}
 
 
 def _restored(task: Segmentation, found: Array, case: Case, raw: Case) -> Array:

@@ -20,7 +20,7 @@ from medray.bundle import ModelBundle
 from medray.config import ConfigError
 from medray.inference.classical import Head, scores
 from medray.inference.whole import windowing
-from medray.inference.window import stream
+from medray.inference.window import Windowing, stream
 from medray.networks.layers import bottleneck, feature_layer
 from medray.sections.inference import WindowSection
 from medray.types import Array, Case, NetworkIO, Source
@@ -99,13 +99,6 @@ class Embedder:
         return answer, kept[0].float()
 
 
-def with_features(
-    network: nn.Module, images: Tensor, io: NetworkIO, forward: Callable[[nn.Module, Tensor], Answer] = call
-) -> tuple[Answer, Tensor]:
-    """(answer, features (B, F)) of one pass; who has more than one keeps an `Embedder`."""
-    return Embedder(network, io)(images, forward)
-
-
 def head_answer(head: Head, bundle: ModelBundle, window: Array) -> Array:
     """(B, K) float32 scores that a head gives of network inputs (B, C, *S): what `bundle.answer` is to a network."""
     with torch.inference_mode():
@@ -143,8 +136,8 @@ def _batches(images: Iterable[Array]) -> Iterator[Array]:
         yield np.stack(batch)
 
 
-def _of_windows(predictor: Resident, embedder: Embedder, image: Tensor) -> Tensor:
-    """(1, F) the mean over windows side by side, read as for a prediction."""
+def of_windows(embedder: Embedder, image: Tensor, cfg: Windowing) -> Tensor:
+    """(F,) the mean over windows side by side of an image (C, *S)."""
     seen: list[Tensor] = []
 
     def forward(windows: Tensor) -> Tensor:
@@ -152,7 +145,12 @@ def _of_windows(predictor: Resident, embedder: Embedder, image: Tensor) -> Tenso
         seen.append(answer[1])
         return answer[0]
 
-    cfg = windowing(predictor.window, predictor.bundle.io.size, tuple(image.shape[1:]))
-    for _ in stream(forward, image.to(predictor.device), replace(cfg, overlap=0.0, flips=())):
+    for _ in stream(forward, image, replace(cfg, overlap=0.0, flips=())):
         pass
-    return torch.cat(seen).mean(0, keepdim=True).cpu()
+    return torch.cat(seen).mean(0)
+
+
+def _of_windows(predictor: Resident, embedder: Embedder, image: Tensor) -> Tensor:
+    """(1, F) as the image is read for a prediction."""
+    cfg = windowing(predictor.window, predictor.bundle.io.size, tuple(image.shape[1:]))
+    return of_windows(embedder, image.to(predictor.device), cfg)[None].cpu()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
-from medray.inference.features import Embedder
-from medray.inference.window import Windowing, stream
+from medray.inference.features import Embedder, of_windows
+from medray.inference.window import Windowing
 
 
 def with_embedding(
@@ -31,19 +30,9 @@ def with_embedding(
 
 def embedding(embedder: Embedder, image: Tensor, cfg: Windowing) -> Tensor:
     """(F,) features of the window in the middle of an image (C, *S); of a network of slices those in the middle."""
-    seen: list[Tensor] = []
-
-    def forward(windows: Tensor) -> Tensor:
-        output: Tensor
-        output, found = embedder(windows)
-        seen.append(found)
-        return output
-
     edges = list(cfg.size)
     if cfg.slice_axis is not None:
         edges.insert(cfg.slice_axis, 1 + 2 * cfg.neighbours)
     starts = [max(0, (length - edge) // 2) for length, edge in zip(image.shape[1:], edges, strict=True)]
     crop = image[:, *[slice(start, start + edge) for start, edge in zip(starts, edges, strict=True)]]
-    for _ in stream(forward, crop, replace(cfg, overlap=0.0, flips=(), background=None)):
-        pass
-    return torch.cat(seen).mean(0)
+    return of_windows(embedder, crop, replace(cfg, background=None))

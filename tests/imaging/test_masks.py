@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medray.imaging.masks import PLACE, narrow, volumes_ml, write_mask_like, write_mask_png, write_probabilities_like
+from medray.imaging.masks import PLACE, narrow, voxels_of, write_mask_like, write_mask_png, write_probabilities_like
 from medray.imaging.reader import read
 from medray.types import InputError
 
@@ -186,9 +186,8 @@ def test_a_flat_mask_comes_back_from_png(tmp_path: Path, top: int) -> None:
     assert back.dtype == narrow(mask).dtype == (np.uint8 if top < 256 else np.uint16)
 
 
-def test_volumes_are_counts_times_the_volume_of_a_voxel() -> None:
-    found = volumes_ml(MASK, OBLIQUE, [1, 2, 9])
-    assert found == pytest.approx({n: (n == MASK).sum() * 0.7 * 0.9 * 2.5 / 1000 for n in (1, 2)} | {9: 0})
-    regions = np.stack([MASK > 0, MASK > 1])
-    assert volumes_ml(regions, OBLIQUE, [1, 2]) == pytest.approx({1: found[1] + found[2], 2: found[2]})
-    assert volumes_ml(MASK == 1, OBLIQUE, [1]) == pytest.approx({1: found[1]})
+def test_voxels_are_counted_of_values_and_of_regions() -> None:
+    found = voxels_of(MASK[None])
+    assert found == {n: int((n == MASK).sum()) for n in (1, 2)}
+    assert voxels_of(np.stack([MASK > 0, MASK > 1])) == {1: found[1] + found[2], 2: found[2]}
+    assert voxels_of((MASK == 1)[None]) == {1: found[1]}

@@ -137,4 +137,6 @@ def test_volumes_have_the_unit_of_the_image() -> None:
     cube = Case("x", np.zeros((1, 4, 4, 4), np.uint8), np.diag([2.0, 2.0, 5.0, 1.0]), "mm")
     assert measured({"a": 100}, cube) == {"a": pytest.approx(2.0)}
     assert measured({"a": 100}, Case("x", cube.image, cube.affine, "px")) == {"a": 100}
+    sheared = cube.affine @ np.array([[1, 0.9, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    assert measured({"a": 100}, Case("x", cube.image, sheared, "mm")) == {"a": pytest.approx(2.0)}
     assert measured({"a": 3}, Case("x", np.zeros((1, 4, 4), np.uint8), np.eye(4), "px")) == {"a": 3}

@@ -15,7 +15,7 @@ from conftest import tiny
 
 from medray.bundle import ModelBundle, save
 from medray.inference.classical import Head, scores
-from medray.inference.features import Embedder, embed, features, head_answer, with_features
+from medray.inference.features import Embedder, embed, features, head_answer
 from medray.inference.predictor import Predictor
 from medray.networks.build import build
 from medray.networks.layers import bottleneck
@@ -82,7 +82,7 @@ def test_a_dense_network_gives_the_mean_of_its_bottleneck() -> None:
     name = bottleneck(network, io)
     assert name is not None
     with torch.no_grad():
-        output, found = with_features(network, images, io)
+        output, found = Embedder(network, io)(images)
         network.get_submodule(name).register_forward_hook(lambda _m, _i, out: seen.append(out))
         network(images)
     assert output.shape == (2, 3, 32, 32)

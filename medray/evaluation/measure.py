@@ -10,7 +10,7 @@ from medray.evaluation import classification, regression, segmentation
 from medray.evaluation.cases import Answered, Cases, Refused
 from medray.inference.predictor import Predictor
 from medray.tasks.segmentation import Segmentation
-from medray.types import Case, CaseRef, Dataset, InputError, Source
+from medray.types import Case, CaseRef, Dataset, InputError
 
 Watch = Callable[[int, int], None]
 """Told how many cases of how many are done."""
@@ -58,7 +58,7 @@ def _answers(predictor: Predictor, refs: Sequence[CaseRef], refused: list[Refuse
             except InputError as error:
                 refused.append(refusal(ref, error))
         # The predictor takes cases that are read where it takes their sources.
-        answers = predictor.predict_all(cast(Sequence[Source], [raw for _, raw in raws]))
+        answers = predictor.predict_all([raw for _, raw in raws])
         for (ref, raw), answer in zip(raws, answers, strict=True):
             if isinstance(answer, InputError):
                 refused.append(refusal(ref, answer))

@@ -101,18 +101,23 @@ def _next_commands(outcome: dict[str, Any]) -> str:
 
 
 @app.command
-def tune(*settings: Settings) -> Result:
+def tune(*settings: Settings, resume: str | None = None, new: bool = False) -> Result:
     """Search settings, register the best model.
 
-    The section `tune` of the experiment holds the space; every key in it is a setting of the experiment.
+    The section `tune` of the experiment holds the space; every key in it is a setting of the experiment. The same
+    command again goes on with a search that was interrupted.
 
     Args:
         settings: the experiment and changes to it.
+        resume: name of an interrupted search to go on with.
+        new: begin another search, even if one with these settings was interrupted.
     """
+    if resume is not None and (settings or new):
+        raise ConfigError(["--resume goes on with the search's own experiment; give it alone"])
     experiment = _split_settings(settings)
-    from medray.training.search import search
+    from medray.tuning import study
 
-    outcome = Result(search(experiment))
+    outcome = Result(study.search(experiment, new) if resume is None else study.resume(resume))
     outcome.exit_code = PARTIAL if outcome["refused"] else 0
     return outcome
 

@@ -26,8 +26,9 @@ from medray.sections.base import DatasetSection, NetworkSection, Plugin, Section
 from medray.sections.data import PreprocessSection, SplitSection
 from medray.sections.inference import WindowSection
 from medray.sections.service import ServeSection, TrackingSection
-from medray.sections.training import OptimizerSection, ScalingSection, ScheduleSection, TrainSection, TuneSection
+from medray.sections.training import OptimizerSection, ScalingSection, ScheduleSection, TrainSection
 from medray.sections.trust import TrustSection
+from medray.sections.tuning import TuneSection
 
 PACKAGE = Path(__file__).parent
 EXPERIMENTS = PACKAGE / "experiments"

@@ -59,12 +59,14 @@ def answer(app: cyclopts.App, arguments: list[str], stdout: TextIO) -> int:
         return _complain(str(error), USAGE)
     except KeyboardInterrupt:
         return _complain(
-            "interrupted; a training goes on with: medray train --resume RUN, a prediction with the same command",
+            "interrupted; a training goes on with: medray train --resume RUN, "
+            "a search or a prediction with the same command",
             INTERRUPTED,
         )
     except Terminated:
         return _complain(
-            "terminated; a training goes on with: medray train --resume RUN, a prediction with the same command",
+            "terminated; a training goes on with: medray train --resume RUN, "
+            "a search or a prediction with the same command",
             RESUMABLE,
         )
     except Exception as error:
@@ -96,6 +98,7 @@ def _codes() -> Mapping[str, int]:
         "BundleError": FAILED,
         "RegistryError": USAGE,
         "RunNotFound": USAGE,
+        "StudyRunning": USAGE,
         "TrackingFailed": FAILED,
     }
 

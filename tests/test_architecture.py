@@ -19,6 +19,7 @@ ROOMS = [
     {"inference", "tracking"},
     {"evaluation"},
     {"training"},
+    {"tuning"},
     {"serving", "benchmarks"},
     {"console"},
     {"cli_data", "cli_evaluate", "cli_export", "cli_inference", "cli_plan", "cli_predict"},
@@ -27,8 +28,10 @@ ROOMS = [
 """From top to bottom: a room imports only rooms above it, and files of its own."""
 
 HEAVY = {
-    "ray": {"cluster", "inference/batch", "training/launch", "training/search", "serving"},
+    "ray": {"cluster", "inference/batch", "training/launch", "tuning", "serving"},
     "mlflow": {"tracking"},
+    "optuna": {"tuning/tpe"},
+    "rich": {"tuning/watch"},
     "fastapi": {"serving"},
     "starlette": {"serving"},
     "pydicom": {"imaging"},

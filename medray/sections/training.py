@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -96,21 +96,3 @@ class ScalingSection(Section):
     sync_batchnorm: bool = False
     max_failures: Annotated[int, Field(ge=-1)] = 0
     """Restarts from the last checkpoint after a worker is lost (-1: without end)."""
-
-
-class TuneSection(Section):
-    """The search."""
-
-    trials: Count = 6
-    space: dict[str, dict[str, Any]] = Field(
-        default_factory=lambda: {
-            "optimizer.lr": {"loguniform": [1e-4, 1e-2]},
-            "optimizer.weight_decay": {"loguniform": [1e-5, 1e-1]},
-        }
-    )
-    """Dotted key of the experiment -> one of uniform, loguniform, randint, choice with its arguments."""
-    concurrent: Count = 2
-    grace_epochs: Count = 2
-    """ASHA: epochs before a trial can be stopped (Li 2020, arXiv:1810.05934)."""
-    reduction: Annotated[int, Field(ge=2)] = 3
-    seed: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from medray.cluster import home
 MAX_PARAM_CHARS = 500
 BATCH = 100
 """MLflow's limit of parameters in one call."""
+METRICS = 1000
+"""MLflow's limit of metrics in one call."""
+PAGE = 1000
+PARENT = "mlflow.parentRunId"
+"""MLflow's tag of a nested run."""
 
 
 def tracking_uri(uri: str | None) -> str:
@@ -51,6 +56,18 @@ class RunRecord:
         if known:
             self.client.log_batch(self.run_id, metrics=known)
 
+    def log_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Metrics of many epochs, each with its `epoch` as step; what is undefined (NaN) is left out."""
+        now = int(time.time() * 1000)
+        found = [
+            Metric(name, float(value), now, int(row["epoch"]))
+            for row in rows
+            for name, value in row.items()
+            if math.isfinite(value)
+        ]
+        for first in range(0, len(found), METRICS):
+            self.client.log_batch(self.run_id, metrics=found[first : first + METRICS])
+
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the run."""
         self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
@@ -65,7 +82,12 @@ class RunRecord:
 
 
 def start(
-    mlflow: MlflowClient, experiment: str, name: str, run_id: str | None = None, parent: str | None = None
+    mlflow: MlflowClient,
+    experiment: str,
+    name: str,
+    run_id: str | None = None,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> RunRecord:
     """A new run of `experiment`, or the run `run_id` opened again.
 
@@ -75,12 +97,32 @@ def start(
         name: shown in MLflow.
         run_id: a run to go on with.
         parent: run id of the study that this is a trial of.
+        tags: of a new run.
     """
     if run_id is not None:
         mlflow.update_run(run_id, status="RUNNING")
         return RunRecord(mlflow, run_id)
-    tags = {"mlflow.runName": name, **({"mlflow.parentRunId": parent} if parent else {})}
-    return RunRecord(mlflow, mlflow.create_run(_experiment_id(mlflow, experiment), tags=tags).info.run_id)
+    names = {"mlflow.runName": name, **({PARENT: parent} if parent else {}), **(tags or {})}
+    return RunRecord(mlflow, mlflow.create_run(_experiment_id(mlflow, experiment), tags=names).info.run_id)
+
+
+def tagged(mlflow: MlflowClient, experiment: str, name: str, value: str) -> list[tuple[RunRecord, dict[str, str]]]:
+    """The runs of `experiment` whose tag `name` has this value, with all their tags."""
+    found: list[tuple[RunRecord, dict[str, str]]] = []
+    token = None
+    while True:
+        page = mlflow.search_runs(
+            [_experiment_id(mlflow, experiment)], f"tags.`{name}` = '{value}'", max_results=PAGE, page_token=token
+        )
+        found += [(RunRecord(mlflow, run.info.run_id), dict(run.data.tags)) for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def last_values(record: RunRecord) -> dict[str, float]:
+    """The newest value of each metric of a run."""
+    return dict(record.client.get_run(record.run_id).data.metrics)
 
 
 def _experiment_id(mlflow: MlflowClient, name: str) -> str:

@@ -13,7 +13,7 @@ from medray.pipeline.prepare import Prepared
 from medray.tracking import journal
 from medray.training.checkpoint import sync_files
 from medray.training.progress import show_steps
-from medray.training.worker import Outcome, collect, work
+from medray.training.worker import CHECKPOINT_EVERY_S, Outcome, collect, work
 from medray.training.world import World, device_of, set_threads
 
 CHECKPOINT = "checkpoint"
@@ -24,21 +24,30 @@ class FolderReporter:
     """Keeps a run in its folder: the journal, and the last whole checkpoint."""
 
     folder: Path
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S
 
     def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
         """Append the row; put the checkpoint in the place of the one before."""
-        if place is not None:
-            partial, fresh, whole = (self.folder / f"{CHECKPOINT}{part}" for part in (".partial", ".new", ""))
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(place, partial)
-            sync_files(partial)
-            if not whole.is_dir() and fresh.is_dir():
-                fresh.rename(whole)
-            partial.rename(fresh)
-            shutil.rmtree(whole, ignore_errors=True)
+        self.keep(place)
+        journal.append(self.folder / "journal.jsonl", row)
+
+    def finish(self, metrics: Mapping[str, float], place: Path | None) -> None:  # noqa: ARG002
+        """Keep the last checkpoint, which holds the metrics too."""
+        self.keep(place)
+
+    def keep(self, place: Path | None) -> None:
+        """Put a checkpoint, if there is one, in the place of the one before."""
+        if place is None:
+            return
+        partial, fresh, whole = (self.folder / f"{CHECKPOINT}{part}" for part in (".partial", ".new", ""))
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(place, partial)
+        sync_files(partial)
+        if not whole.is_dir() and fresh.is_dir():
             fresh.rename(whole)
-        if row:
-            journal.append(self.folder / "journal.jsonl", row)
+        partial.rename(fresh)
+        shutil.rmtree(whole, ignore_errors=True)
+        fresh.rename(whole)
 
     def step(self, done: int, epoch: int) -> None:
         """A bar on a terminal, nothing elsewhere."""

@@ -17,6 +17,11 @@ def task_of(experiment: Experiment, prepared: Prepared) -> Task:
     return build(experiment.task, prepared.dataset.classes, prepared.dataset.multilabel, targets)
 
 
+def measured_by(task: Task) -> list[str]:
+    """Metrics that a training with this task reports of every epoch and can be judged by."""
+    return [*(f"val/{name}" for name in task.metrics), "train/loss"]
+
+
 def monitor_of(experiment: Experiment, prepared: Prepared) -> str:
     """The metric that chooses the best epoch: the experiment's, else the task's."""
     return experiment.train.monitor or task_of(experiment, prepared).monitor

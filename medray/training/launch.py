@@ -16,7 +16,7 @@ from medray.cluster import Allotment
 from medray.config import Experiment
 from medray.pipeline.prepare import Prepared
 from medray.tracking import journal
-from medray.training.worker import Outcome, collect, work
+from medray.training.worker import CHECKPOINT_EVERY_S, Outcome, collect, work
 from medray.training.world import joined_world, set_threads
 
 RUN_NAME = "train"
@@ -29,6 +29,18 @@ class TrainingFailed(RuntimeError):
 
 def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: Allotment) -> Outcome:
     """Train on Ray's workers; the same `folder` again goes on from the last checkpoint.
+
+    Raises:
+        TrainingFailed: with the worker's own error.
+    """
+    with fit_on_workers(experiment, prepared, folder, allotment).as_directory() as place:
+        return collect(Path(place))
+
+
+def fit_on_workers(
+    experiment: Experiment, prepared: Prepared, folder: Path, allotment: Allotment
+) -> ray.train.Checkpoint:
+    """The last checkpoint of a training on Ray's workers, as `collect` reads it.
 
     Args:
         experiment: the run.
@@ -60,8 +72,7 @@ def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: 
         result = cluster.aside(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise TrainingFailed(_cause(error)) from error
-    with result.checkpoint.as_directory() as place:
-        return collect(Path(place))
+    return result.checkpoint
 
 
 class JournalWriter(UserCallback):  # type: ignore[misc]
@@ -79,10 +90,16 @@ class JournalWriter(UserCallback):  # type: ignore[misc]
 class RayReporter:
     """Reports to Ray Train, which waits for all workers."""
 
+    checkpoint_every_s = CHECKPOINT_EVERY_S
+
     def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
         """The row reaches the controller; Ray keeps the checkpoint."""
         checkpoint = None if place is None else ray.train.Checkpoint.from_directory(str(place))
         ray.train.report({"row": dict(row)}, checkpoint=checkpoint)
+
+    def finish(self, metrics: Mapping[str, float], place: Path | None) -> None:  # noqa: ARG002
+        """Ray keeps the last checkpoint, which holds the metrics too."""
+        self.report({}, place)
 
     def step(self, done: int, epoch: int) -> None:
         """Nothing: a job's log has a line per epoch."""

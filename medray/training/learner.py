@@ -20,7 +20,7 @@ from medray.networks.memory import forecast, require_memory
 from medray.pipeline.loader import Feed, Samples, Sampling
 from medray.pipeline.patches import Patches, Patching
 from medray.pipeline.prepare import Prepared, kind_of
-from medray.training.goal import monitor_of, monitor_sign, task_of
+from medray.training.goal import measured_by, monitor_of, monitor_sign, task_of
 from medray.training.optim import Schedule, build_optimizer
 from medray.training.world import World
 
@@ -82,8 +82,8 @@ class Learner:
         if batch < self.world.size:
             mistakes.append(f"train.batch_size: a batch of {batch} cases cannot be shared by {self.world.size} workers")
         monitor = self.experiment.train.monitor or self.task.monitor
-        known = [f"{split}/{name}" for split in ("val", "train") for name in self.task.metrics]
-        if monitor not in known or (monitor.startswith("train/") and monitor != "train/loss"):
+        known = measured_by(self.task)
+        if monitor not in known:
             mistakes.append(f"train.monitor: '{monitor}' is not measured{nearest(monitor, known)}")
         axes = self.experiment.augment.flip.axes
         if max(axes, default=0) >= self.feed.spatial_dims:
@@ -258,7 +258,12 @@ class Learner:
         self.network.load_state_dict(state["network"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
+        mine = [dict(group, params=None) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        # A trial of a population goes on from another's state with settings of its own; elsewhere they are equal.
+        for group, settings in zip(self.optimizer.param_groups, mine, strict=True):
+            group.pop("base_lr", None)
+            group.update({name: value for name, value in settings.items() if name != "params"})
         self.scaler.load_state_dict(state["scaler"])
         self.best_weights = state["best_weights"]
         for name, value in state["counters"].items():

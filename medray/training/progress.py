@@ -73,7 +73,7 @@ class Progress:
             f"epoch {int(row['epoch']):>3}/{self._epochs}  {row['epoch_s']:6.1f} s  "
             f"{row['samples_per_s']:7.0f} cases/s  loss {row['train/loss']:.4f}  val {row['val/loss']:.4f}  "
             f"{self._monitor.removeprefix('val/')} {row.get(self._monitor, float('nan')):.4f}{best:5}  "
-            f"{_duration(left)} left"
+            f"{duration(left)} left"
         )
 
     def _account(self, row: Row) -> None:
@@ -98,6 +98,7 @@ def _figures(metrics: dict[str, float], split: str) -> str:
     return ", ".join(f"{name} {metrics[f'{split}/{name}']:.4f}" for name in shown if f"{split}/{name}" in metrics)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"

@@ -47,8 +47,18 @@ class Registered:
     """Why, in one line."""
 
 
-def save_bundle(folder: Path, experiment: Experiment, prepared: Prepared, outcome: Outcome) -> ModelBundle:
-    """Write the model with its card, and what it has seen."""
+def save_bundle(
+    folder: Path, experiment: Experiment, prepared: Prepared, outcome: Outcome, trust: dict[str, Any] | None = None
+) -> ModelBundle:
+    """Write the model with its card, and what it has seen.
+
+    Args:
+        folder: made here.
+        experiment: the run.
+        prepared: its data.
+        outcome: what came out.
+        trust: what validation cases said of a training with the same settings, where this one had none.
+    """
     task = task_of(experiment, prepared)
     contract = contract_of(experiment, prepared, outcome.weights)
     card = {
@@ -57,7 +67,7 @@ def save_bundle(folder: Path, experiment: Experiment, prepared: Prepared, outcom
         "outputs": task.outputs,
         "input": describe_input(experiment, prepared),
         "decision": task.decision,
-        "trust": trust_of(experiment, prepared, outcome),
+        "trust": trust_of(experiment, prepared, outcome) if prepared.split.val else trust,
         "contract": None if contract is None else contract.as_dict(),
         "metrics": _finite(outcome.metrics),
         "intervals": intervals(experiment, prepared, outcome),
@@ -149,9 +159,23 @@ def open_record(record: RunRecord, experiment: Experiment, prepared: Prepared) -
 
 
 def close_record(
-    record: RunRecord, folder: Path, experiment: Experiment, prepared: Prepared, outcome: Outcome
+    record: RunRecord,
+    folder: Path,
+    experiment: Experiment,
+    prepared: Prepared,
+    outcome: Outcome,
+    score: float | None = None,
 ) -> Registered | None:
-    """Log final metrics, figures and files, and register the bundle that lies in `folder`."""
+    """Log final metrics, figures and files, and register the bundle that lies in `folder`.
+
+    Args:
+        record: the run in MLflow.
+        folder: the run's.
+        experiment: the run.
+        prepared: its data.
+        outcome: what came out.
+        score: value of the monitored metric that the model stands with, where it has not been measured itself.
+    """
     secret = pseudonyms.key()
     rename = partial(pseudonyms.pseudonym, secret=secret)
     refs = prepared.dataset.refs
@@ -173,7 +197,7 @@ def close_record(
         return None
     monitor = monitor_of(experiment, prepared)
     sign = monitor_sign(monitor, experiment.train.mode)
-    score = outcome.metrics[monitor] if monitor in outcome.metrics else float("nan")
+    score = outcome.metrics.get(monitor, float("nan") if score is None else score)
     standing = Standing(monitor, score, sign, prepared.fingerprint, prepared.split_fingerprint)
     return _register(record, experiment.model_name, folder / "bundle", standing, prepared)
 
@@ -240,7 +264,7 @@ def _write_per_class(file: Path, experiment: Experiment, prepared: Prepared, out
     }
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["split", "class", *next(iter(tables["val"].values()))])
+        writer.writerow(["split", "class", *next(iter(next(iter(tables.values())).values()))])
         writer.writerows([split, name, *row.values()] for split, rows in tables.items() for name, row in rows.items())
 
 

@@ -58,6 +58,8 @@ def resume(name: str, began: float | None = None) -> dict[str, Any]:
         and what `train` raises; DataRefused also where the data are no longer those that the run began with.
     """
     folder = cluster.home() / RUNS / name
+    if (folder / "trials").is_dir():
+        raise RunNotFound(f"{name} is a search; go on with it: medray tune --resume {name}")
     if not (folder / "experiment.yaml").is_file():
         runs = sorted((cluster.home() / RUNS).glob("*/experiment.yaml"), key=lambda file: file.stat().st_mtime)
         known = ", ".join(file.parent.name for file in runs[-5:])
@@ -107,7 +109,7 @@ def _train(experiment: Experiment, folder: Path, progress: Progress, parent: str
         # The trainer's imports, and Ray's start, take seconds; preparing the data needs neither.
         trainer = pool.submit(_trainer, alone)
         prepared = prepare(experiment, cluster.home() / "stores", cluster.parallel_map)
-        _check_same_data(folder / "data.json", prepared)
+        check_same_data(folder / "data.json", prepared)
         progress.stage("data")
         run = trainer.result()
     progress.stage("imports" if alone else "Ray")
@@ -144,7 +146,7 @@ def _trainer(alone: bool) -> Callable[..., Any]:
     return launch
 
 
-def _check_same_data(file: Path, prepared: Prepared) -> None:
+def check_same_data(file: Path, prepared: Prepared) -> None:
     """A run goes on with the data it began with: a new file could move test cases into train."""
     found = {"data": prepared.fingerprint, "split": prepared.split_fingerprint}
     if not file.is_file():

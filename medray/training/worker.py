@@ -1,15 +1,16 @@
 """One worker of a training: runs the loop and hands each epoch and checkpoint to a reporter.
 
 Who the reporter is decides where the training runs: this process alone (alone.py), Ray Train's workers
-(launch.py), or a trial of Ray Tune (search.py).
+(launch.py), or a trial of Ray Tune (tuning/trial.py).
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,11 +29,18 @@ CHECKPOINT_EVERY_S = 60.0
 class Reporter(Protocol):
     """Where a worker's epochs and checkpoints go. Every worker of a training calls it equally often."""
 
+    @property
+    def checkpoint_every_s(self) -> float:
+        """Seconds from one checkpoint to the next, 0 for one with each epoch."""
+
     def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
-        """Take an epoch's row (empty with the last checkpoint) and, from rank 0 when due, a checkpoint's folder.
+        """Take an epoch's row and, from rank 0 when due, a checkpoint's folder.
 
         The folder is the worker's and goes when this returns.
         """
+
+    def finish(self, metrics: Mapping[str, float], place: Path | None) -> None:
+        """Take the metrics of the best weights and, from rank 0, the last checkpoint's folder, as `report` does."""
 
     def step(self, done: int, epoch: int) -> None:
         """Hear that `done` steps of `epoch` steps of an epoch are over."""
@@ -73,7 +81,7 @@ def work(experiment: Experiment, prepared: Prepared, world: World, reporter: Rep
         learner.load_state(state)
         history = state["history"]
         if "finished" in state:  # a restart after the end: nothing is left to do
-            reporter.report({}, last)
+            reporter.finish(state["finished"]["metrics"], last)
             return
     times["at/network"] = time.time()
     saved = time.monotonic()
@@ -85,31 +93,33 @@ def work(experiment: Experiment, prepared: Prepared, world: World, reporter: Rep
             case EpochDone():
                 row = journal.plain({**event.metrics, **times, "best": float(event.best)})
                 history.append(row)
-                due = time.monotonic() - saved > CHECKPOINT_EVERY_S
+                due = time.monotonic() - saved > reporter.checkpoint_every_s
                 saved = time.monotonic() if due else saved
-                _report(learner, reporter, row, {**learner.state(), "history": history} if due else None)
+                _hand_over(
+                    learner, partial(reporter.report, row), {**learner.state(), "history": history} if due else None
+                )
                 times = {}
             case Finished():
                 note = {"reason": event.reason, "metrics": event.metrics, "unfit": list(learner.unfit)}
-                _report(learner, reporter, {}, {**event.state, "history": history, "finished": note}, event.scores)
+                state = {**event.state, "history": history, "finished": note}
+                _hand_over(learner, partial(reporter.finish, event.metrics), state, event.scores)
 
 
-def _report(
+def _hand_over(
     learner: Learner,
-    reporter: Reporter,
-    row: Mapping[str, float | None],
+    take: Callable[[Path | None], None],
     state: dict[str, Any] | None,
     scores: dict[str, Array] | None = None,
 ) -> None:
-    """Report a row; if there is a state, rank 0 adds a checkpoint of it."""
+    """Let the reporter take what it takes; if there is a state, rank 0 adds a checkpoint of it."""
     if state is None or learner.world.rank != 0:
-        reporter.report(row, None)
+        take(None)
         return
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(Path(folder), state)
         if scores is not None:
             checkpoint.save_scores(Path(folder), scores)
-        reporter.report(row, Path(folder))
+        take(Path(folder))
 
 
 def collect(place: Path) -> Outcome:

@@ -1,0 +1,137 @@
+"""Who stops weak trials: Ray Tune's schedulers, which go by the epoch and the best score so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from medray.config import ConfigError, Experiment
+from medray.tuning.space import Choice, Dimension, Range, Space, is_plain
+from medray.tuning.trials import Curve
+
+EPOCH, SCORE = "epoch", "score"
+BY_SCORE = {"time_attr": EPOCH, "metric": SCORE, "mode": "max"}
+PAUSING = ("hyperband", "pbt")
+"""These stop trials to go on with them later, from the checkpoint of that epoch."""
+MUTABLE = ("optimizer.", "augment.", "train.clip_norm")
+"""What can change in the middle of a training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A trial that ended before a restart, as a scheduler sees it."""
+
+    trial_id: str
+
+
+def scheduler_of(experiment: Experiment, space: Space, past: Iterable[Curve], monitor: str, sign: int) -> Any:
+    """The experiment's scheduler, which knows the trials that ended before a restart.
+
+    Raises:
+        ConfigError: a population would have to change what cannot change in the middle of a training.
+    """
+    cfg, epochs = experiment.tune, experiment.train.epochs
+    # A trial that has done its last epoch is not stopped: it ends.
+    last = max(1, epochs - 1)
+    grace = min(cfg.grace_epochs, last)
+    match cfg.scheduler:
+        case "asha":
+            asha = ASHAScheduler(
+                **BY_SCORE, max_t=last, grace_period=grace, reduction_factor=cfg.reduction, stop_last_trials=False
+            )
+            for trial, result in _replay(past, monitor, sign):
+                if result[EPOCH] == 1:
+                    asha.on_trial_add(None, trial)
+                asha.on_trial_result(None, trial, result)
+            return asha
+        case "median":
+            # Its pauses between trials would need a checkpoint of each epoch.
+            median = MedianStoppingRule(**BY_SCORE, grace_period=grace, min_time_slice=float("inf"))
+            for trial, result in _replay(past, monitor, sign):
+                median.on_trial_complete(None, trial, result)
+            return median
+        case "hyperband":
+            return HyperBandScheduler(**BY_SCORE, max_t=epochs, reduction_factor=cfg.reduction, stop_last_trials=False)
+        case "pbt":
+            return Population(
+                **BY_SCORE,
+                perturbation_interval=cfg.grace_epochs,
+                hyperparam_mutations={"settings": {key: _mutation(part) for key, part in space.items()}},
+                custom_explore_fn=_within(space),
+                quantile_fraction=0.5 if (cfg.count or 0) < 4 else 0.25,
+                log_config=False,
+                last_epoch=epochs,
+            )
+    return FIFOScheduler()
+
+
+def _replay(past: Iterable[Curve], monitor: str, sign: int) -> Iterable[tuple[Past, dict[str, float]]]:
+    """Results of the trials that ended, one after the other, as they were reported."""
+    for number, epochs in enumerate(past):
+        best = float("-inf")
+        for row in epochs.rows:
+            value = sign * row.get(monitor, float("nan"))
+            best = value if value > best else best
+            yield Past(f"past-{number}"), {EPOCH: int(row["epoch"]), SCORE: best}
+
+
+class Population(PopulationBasedTraining):  # type: ignore[misc]
+    """PBT whose trials end with their own weights: none takes over another's after the last epoch."""
+
+    def __init__(self, last_epoch: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._last_epoch = last_epoch
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """What becomes of the trial after this epoch."""
+        if result[EPOCH] >= self._last_epoch:
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+
+def check_population(space: Space) -> None:
+    """Raise ConfigError where PBT would have to change what is fixed when a training begins."""
+    mistakes = []
+    for key, part in space.items():
+        if not key.startswith(MUTABLE) or key == "optimizer.name":
+            known = "optimizer.* (not its name), augment.* and train.clip_norm"
+            mistakes.append(f"tune.space.{key}: scheduler pbt changes settings of a running training: {known}")
+        elif isinstance(part, Choice) and not all(is_plain(option) for option in part.options):
+            mistakes.append(f"tune.space.{key}: scheduler pbt takes options without entries of their own")
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _mutation(part: Dimension) -> Any:
+    """How PBT draws a setting anew; otherwise it takes the next option, or 0.8 or 1.2 times the number."""
+    if isinstance(part, Choice):
+        return list(part.options)
+    if part.whole:
+        draw = tune.lograndint if part.log else tune.randint
+        return draw(int(part.low), int(part.high) + 1)
+    return (tune.loguniform if part.log else tune.uniform)(part.low, part.high)
+
+
+def _within(space: Space) -> Any:
+    """PBT multiplies without looking at the ends of a range."""
+
+    def clip(config: dict[str, Any]) -> dict[str, Any]:
+        settings = dict(config["settings"])
+        for key, part in space.items():
+            if isinstance(part, Range):
+                value = min(max(settings[key], part.low), part.high)
+                settings[key] = round(value) if part.whole else value
+        return {**config, "settings": settings}
+
+    return clip

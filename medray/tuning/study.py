@@ -1,0 +1,296 @@
+"""A search over an experiment's settings, from the first trial, or from where it was interrupted, to a better model."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.search import BasicVariantGenerator
+
+from medray import cluster
+from medray.cluster import Allotment
+from medray.config import ConfigError, Experiment, load, nearest, to_yaml
+from medray.pipeline.prepare import Prepared, prepare
+from medray.training.goal import measured_by, monitor_of, monitor_sign, task_of
+from medray.training.progress import say
+from medray.training.train import RESULT, RUNS, RunNotFound, check_same_data, new_folder
+from medray.tuning import trials as records
+from medray.tuning.conclude import conclude
+from medray.tuning.mirror import Mirror
+from medray.tuning.schedule import PAUSING, check_population, scheduler_of
+from medray.tuning.searcher import Proposals, StudySearcher, planned
+from medray.tuning.space import Space, parse
+from medray.tuning.tpe import Memory
+from medray.tuning.trial import Study, run_trial
+from medray.tuning.watch import Progress, Watch
+
+RAY = "tune"
+"""Ray Tune's own folder inside the study's; what it holds is not needed after a start."""
+SPENT = "spent_s"
+
+
+class StudyRunning(RuntimeError):
+    """The same study is being run by another process."""
+
+
+def search(experiment: Experiment, new: bool = False) -> dict[str, Any]:
+    """Run the study that `tune` describes; the same experiment again goes on with a study that was interrupted.
+
+    Args:
+        experiment: with the section `tune`.
+        new: begin anew, whatever was interrupted.
+
+    Returns:
+        run, run_id, trials, finished, stopped, failed, best, settings, metrics, bundle, model, champion: the job's
+        last line.
+
+    Raises:
+        ConfigError: with every mistake in the space and the rules of the search.
+        StudyRunning: another process is at this study.
+        TrainingFailed: no trial came to its end.
+    """
+    space = parse(experiment)
+    if experiment.tune.scheduler == "pbt":
+        check_population(space)
+    planned(experiment, space)
+    folder = None if new else _interrupted(experiment)
+    if folder is None:
+        folder = new_folder(experiment)
+        (folder / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
+        (folder / records.TRIALS).mkdir()
+        say(f"study {folder.name} in {folder}")
+    else:
+        done = sum(trial.ended for trial in records.load_all(folder).values())
+        say(f"going on with study {folder.name} in {folder}: {done} trials are done (--new begins another)")
+    with _locked(folder):
+        return _run(experiment, space, folder)
+
+
+def resume(name: str) -> dict[str, Any]:
+    """Go on with the study of that name; one that is finished gives its result again.
+
+    Raises:
+        RunNotFound: there is no such study.
+        and what `search` raises.
+    """
+    folder = cluster.home() / RUNS / name
+    if not (folder / records.TRIALS).is_dir():
+        raise RunNotFound(f"no study '{name}' in {cluster.home() / RUNS}")
+    if (folder / RESULT).is_file():
+        say(f"study {name} is finished")
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return result
+    experiment = load(folder / "experiment.yaml")
+    with _locked(folder):
+        return _run(experiment, parse(experiment), folder)
+
+
+def _interrupted(experiment: Experiment) -> Path | None:
+    """The newest study of this very experiment that has no result."""
+    text = to_yaml(experiment)
+    found = [
+        folder
+        for folder in (cluster.home() / RUNS).glob(f"{experiment.name}-*")
+        if (folder / records.TRIALS).is_dir()
+        and not (folder / RESULT).is_file()
+        and (folder / "experiment.yaml").is_file()
+        and (folder / "experiment.yaml").read_text(encoding="utf-8") == text
+    ]
+    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """This process alone runs the study; the lock goes with the process."""
+    with (folder / "lock").open("a+", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            way = "wait for it, end it, or begin another with --new"
+            raise StudyRunning(f"study {folder.name} is being run by process {lock.read().strip()}; {way}") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {os.uname().nodename}")
+        lock.flush()
+        yield
+
+
+def _run(experiment: Experiment, space: Space, folder: Path) -> dict[str, Any]:
+    allotment, concurrent = allot_trials(experiment)
+    # Ray Train's cleaner of trials that were stopped early works with the dashboard alone.
+    cluster.connect(dashboard=allotment.workers > 1)
+    prepared = prepare(experiment, cluster.home() / "stores", cluster.parallel_map)
+    check_same_data(folder / "data.json", prepared)
+    signs = objectives(experiment, prepared)
+    monitor, sign = next(iter(signs.items()))
+    study = Study(experiment, prepared, allotment, folder, monitor, sign)
+    proposals = _proposals(study, space, signs)
+    progress = Progress(experiment, monitor, sign, proposals)
+    for index, trial in proposals.trials.items():
+        progress.know(trial, records.curve(folder, index))
+    changed = set(proposals.trials)
+    mirror = Mirror(experiment, folder, prepared, changed)
+    _announce(study, space, concurrent, proposals)
+    mirror.open()
+    try:
+        with _timed(folder), progress.shown():
+            tuner = _tuner(study, space, proposals, concurrent, Watch(folder, progress, changed))
+            if tuner is not None:
+                cluster.aside(tuner.fit)
+        result = conclude(study, space, proposals.trials, signs, mirror)
+    except BaseException as error:
+        mirror.abandon("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    shutil.rmtree(folder / RAY, ignore_errors=True)
+    (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+    return result
+
+
+def allot_trials(experiment: Experiment) -> tuple[Allotment, int]:
+    """What one trial takes, and how many run at a time.
+
+    Raises:
+        ConfigError: the cluster can never give what one trial takes.
+    """
+    cfg = experiment.tune
+    scaling = experiment.scaling.model_copy(update={"workers": 1} if experiment.scaling.workers == "auto" else {})
+    cpus, gpus = cluster.resources()
+    workers = int(scaling.workers)
+    if workers > 1 and cfg.scheduler in PAUSING:
+        reason = f"scheduler {cfg.scheduler} hands checkpoints from trial to trial, which takes trials of one worker"
+        raise ConfigError([f"scaling.workers: {reason}"])
+    if workers > 1 and cfg.trials_per_gpu > 1:
+        raise ConfigError(["tune.trials_per_gpu: is for trials of one worker"])
+    if gpus and scaling.gpu is not False and cfg.trials_per_gpu > 1:
+        share = min(cfg.concurrent, gpus * cfg.trials_per_gpu)
+        return replace(cluster.allot(scaling.model_copy(update={"gpu": False}), share), gpu=True), share
+    on_gpus = gpus > 0 and scaling.gpu is not False
+    share = max(1, min(cfg.concurrent, (gpus if on_gpus else int(cpus)) // workers))
+    if scaling.cpus_per_worker != "auto":
+        share = max(1, min(share, int(cpus // (workers * scaling.cpus_per_worker))))
+    return cluster.allot(scaling, share), share
+
+
+def objectives(experiment: Experiment, prepared: Prepared) -> dict[str, int]:
+    """Each metric that the search goes by, the first of which chooses, with 1 where more is better and -1 where less is.
+
+    Raises:
+        ConfigError: the task does not report it.
+    """
+    names = experiment.tune.objectives or (monitor_of(experiment, prepared),)
+    known = measured_by(task_of(experiment, prepared))
+    key = "tune.objectives" if experiment.tune.objectives else "train.monitor"
+    if mistakes := [f"{key}: '{name}' is not measured{nearest(name, known)}" for name in names if name not in known]:
+        raise ConfigError(mistakes)
+    mode = experiment.train.mode
+    return {name: monitor_sign(name, mode if name == monitor_of(experiment, prepared) else None) for name in names}
+
+
+def _proposals(study: Study, space: Space, signs: dict[str, int]) -> Proposals:
+    """What is still to be run; after a restart first what was interrupted."""
+    experiment, folder = study.experiment, study.folder
+    trials = records.load_all(folder)
+    memory = None
+    if experiment.tune.searcher == "tpe":
+        memory = Memory(folder, space, signs, experiment.tune.seed, set(trials))
+    file, minutes = folder / SPENT, experiment.tune.minutes
+    spent = float(file.read_text(encoding="ascii")) if file.is_file() else 0.0
+    return Proposals(
+        experiment,
+        space,
+        folder,
+        trials,
+        None if minutes is None else 60 * minutes - spent,
+        memory,
+        planned(experiment, space),
+        [index for index, trial in trials.items() if not trial.ended],
+    )
+
+
+@contextmanager
+def _timed(folder: Path) -> Iterator[None]:
+    """Add the time of this start to that of the study."""
+    file = folder / SPENT
+    before = float(file.read_text(encoding="ascii")) if file.is_file() else 0.0
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        file.write_text(f"{before + time.monotonic() - began:.1f}", encoding="ascii")
+
+
+def _announce(study: Study, space: Space, concurrent: int, proposals: Proposals) -> None:
+    """What is going to be searched, how, on what."""
+    cfg, allotment = study.experiment.tune, study.allotment
+    count = proposals.count()
+    many = f"{count} trials" if count is not None else f"trials for {cfg.minutes:g} minutes"
+    by = "" if cfg.scheduler == "none" else f", stopped early by {cfg.scheduler}"
+    kind = "GPU" if allotment.gpu else "CPU"
+    each = f"{allotment.workers} {kind} worker(s) of {allotment.cpus:g} CPUs"
+    say(f"search of {', '.join(space)}: {many} ({cfg.searcher}){by}, {concurrent} at a time on {each}")
+    for note in study.prepared.dataset.notes:
+        say(f"note: {note}")
+    for item in study.prepared.refused[:10]:
+        say(f"left out: {item}")
+
+
+def _tuner(study: Study, space: Space, proposals: Proposals, concurrent: int, watch: Watch) -> tune.Tuner | None:
+    """Ray Tune over what is still to be run; None if that is nothing."""
+    cfg, allotment = study.experiment.tune, study.allotment
+    pausing = cfg.scheduler in PAUSING
+    past = [records.curve(study.folder, trial.index) for trial in proposals.trials.values() if trial.ended]
+    scheduler = scheduler_of(study.experiment, space, past, study.monitor, study.sign)
+    searcher: Any = StudySearcher(proposals)
+    param_space: dict[str, Any] = {}
+    if cfg.scheduler == "pbt":
+        # A population is there from the beginning; PBT takes no searcher.
+        settings = {trial.index: trial.settings for trial in iter(proposals.next, None)}
+        if not settings:
+            return None
+        searcher = BasicVariantGenerator()
+        param_space = {
+            "index": tune.grid_search(list(settings)),
+            "settings": tune.sample_from(lambda spec: settings[spec.config.index]),
+        }
+    elif proposals.over():
+        return None
+    alone = allotment.workers == 1
+    resources = {"CPU": allotment.cpus if alone else 0}
+    if alone and allotment.gpu:
+        resources["GPU"] = 1 / cfg.trials_per_gpu
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, study=study), resources),
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            search_alg=searcher,
+            num_samples=1 if cfg.scheduler == "pbt" else -1,
+            # Paused trials would count, and none would be left to run.
+            max_concurrent_trials=None if pausing else concurrent,
+            reuse_actors=alone,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"start-{len(list((study.folder / RAY).glob('start-*')))}",
+            storage_path=str(study.folder / RAY),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=study.experiment.scaling.max_failures if alone else 0),
+            # Others may still take over the last but one.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4),
+            callbacks=[watch],
+        ),
+    )
+
+
+def _name(trial: Any) -> str:
+    return f"{trial.config['index']:04d}"

@@ -1,0 +1,157 @@
+"""One trial, in its own process on the cluster: a training in the trial's folder that tells Ray Tune of its epochs.
+
+With one worker the loop runs right here, which starts at once in a process that the trial before has left; with
+several, Ray Train runs it beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from medray import cluster
+from medray.cluster import Allotment
+from medray.config import Experiment, override
+from medray.pipeline.prepare import DataRefused, Prepared, prepare
+from medray.tracking import journal
+from medray.training.alone import FolderReporter
+from medray.training.launch import TrainingFailed, fit_on_workers
+from medray.training.worker import CHECKPOINT_EVERY_S, collect, work
+from medray.training.world import World, device_of, set_threads
+from medray.tuning.schedule import EPOCH, PAUSING, SCORE
+from medray.tuning.trials import ERROR, JOURNAL, folder_of
+
+ORIGIN = "trial.txt"
+"""In a checkpoint that others may take over: the trial that wrote it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Study:
+    """What all trials of a study share; picklable."""
+
+    experiment: Experiment
+    prepared: Prepared
+    allotment: Allotment
+    """Of one trial."""
+    folder: Path
+    """Seen by all nodes."""
+    monitor: str
+    sign: int
+    """1 where more of `monitor` is better, -1 where less is."""
+
+
+def run_trial(config: dict[str, Any], study: Study) -> None:
+    """Train with the trial's settings, from its last checkpoint or the one that the scheduler hands it."""
+    # A population's trial gets another's config; its name stays its own.
+    index = int(tune.get_context().get_trial_name())
+    chosen = override(study.experiment, config["settings"])
+    folder = folder_of(study.folder, index)
+    try:
+        prepared = prepared_for(chosen, study)
+        if study.allotment.workers > 1:
+            _train_on_workers(chosen, prepared, folder, study)
+        else:
+            _train_here(chosen, prepared, folder, study)
+    except Exception as error:
+        (folder / ERROR).write_text(cause(error), encoding="utf-8")
+        raise
+    finally:
+        _release()
+
+
+def _train_here(chosen: Experiment, prepared: Prepared, folder: Path, study: Study) -> None:
+    set_threads(study.allotment.cpus)
+    handed = tune.get_checkpoint()
+    every_s = 0.0 if study.experiment.tune.scheduler in PAUSING else CHECKPOINT_EVERY_S
+    with contextlib.nullcontext() if handed is None else handed.as_directory() as place:
+        keeper = FolderReporter(folder, every_s)
+        origin = None if place is None else int((Path(place) / ORIGIN).read_text(encoding="ascii"))
+        reporter = TrialReporter(keeper, study, None if origin == int(folder.name) else origin)
+        start = keeper.last() if place is None else Path(place)
+        work(chosen, prepared, World(device=device_of(study.allotment)), reporter, start)
+
+
+def _train_on_workers(chosen: Experiment, prepared: Prepared, folder: Path, study: Study) -> None:
+    reporter = TrialReporter(FolderReporter(folder), study, None)
+    with journal.followed(folder / JOURNAL, reporter.tell):
+        checkpoint = fit_on_workers(chosen, prepared, folder, study.allotment)
+    with checkpoint.as_directory() as place:
+        reporter.finish(collect(Path(place)).metrics, Path(place))
+
+
+def prepared_for(chosen: Experiment, study: Study) -> Prepared:
+    """The data of a trial: shared, unless its settings change them; then built once, whoever comes first.
+
+    Raises:
+        DataRefused: other cases are left, so that the trial could not be compared with the others.
+    """
+    parts = ("preprocess", "window")
+    if all(getattr(chosen, part) == getattr(study.experiment, part) for part in parts):
+        return study.prepared
+    prepared = prepare(chosen, cluster.home() / "stores")
+    if prepared.split_fingerprint != study.prepared.split_fingerprint:
+        raise DataRefused("this preprocessing refuses other cases than the experiment's", prepared.refused)
+    return prepared
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, TrainingFailed) else f"{type(error).__name__}: {text}"
+
+
+def _release() -> None:
+    """Give memory back: the process stays for the next trial, and a GPU may be shared."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class TrialReporter:
+    """Keeps a trial in its folder and reports each epoch to Ray Tune, which may stop the trial there."""
+
+    def __init__(self, keeper: FolderReporter, study: Study, origin: int | None) -> None:
+        self.checkpoint_every_s = keeper.checkpoint_every_s
+        self._keeper = keeper
+        self._study = study
+        self._pausing = keeper.checkpoint_every_s == 0
+        self._inherited = {} if origin is None else {"inherited": origin}
+        rows, _ = journal.read(keeper.folder / JOURNAL)
+        self._best = max((self._value(row) for row in rows), default=-math.inf) if origin is None else -math.inf
+        self._epoch = 0
+
+    def _value(self, row: Mapping[str, float | None]) -> float:
+        value = row.get(self._study.monitor)
+        return -math.inf if value is None or math.isnan(value) else self._study.sign * value
+
+    def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
+        """Keep the epoch, then report it."""
+        if place is not None:
+            (place / ORIGIN).write_text(self._keeper.folder.name, encoding="ascii")
+        self._keeper.report(row, place)
+        self.tell(row, place if self._pausing else None)
+
+    def tell(self, row: Mapping[str, float | None], place: Path | None = None) -> None:
+        """Report an epoch: `score` is the best monitored value so far, more being better."""
+        self._best = max(self._best, self._value(row))
+        self._epoch = int(row["epoch"] or 0)
+        found = {EPOCH: self._epoch, SCORE: self._best, "row": dict(row), **self._inherited}
+        self._inherited = {}
+        tune.report(found, checkpoint=None if place is None else tune.Checkpoint.from_directory(str(place)))
+
+    def finish(self, metrics: Mapping[str, float], place: Path | None) -> None:
+        """Keep the last checkpoint and report what the best weights measure, which ends the trial."""
+        self._keeper.keep(place)
+        epoch = max(self._epoch, int(metrics["best_epoch"]))
+        tune.report({EPOCH: epoch, SCORE: self._best, "measured": journal.plain(metrics), **self._inherited})
+
+    def step(self, done: int, epoch: int) -> None:
+        """Nothing: Tune hears of epochs."""

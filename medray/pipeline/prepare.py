@@ -133,7 +133,10 @@ def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) 
         store = build(dataset.refs, experiment.preprocess, root, mapper)
     _check_refusals(store, experiment.dataset.max_bad_fraction, len(dataset.refs))
     indices = _without({refusal.row for refusal in store.refused}, indices)
-    for name in ("train", "val"):
+    if experiment.split.join_val:
+        joined = tuple(sorted(indices.train + indices.val))
+        indices = replace(indices, train=joined, val=(), method=f"{indices.method}; val trains too")
+    for name in ("train",) if experiment.split.join_val else ("train", "val"):
         if not getattr(indices, name):
             raise DataRefused(f"no case is left in {name} ({indices.method})", store.refused)
     return Prepared(

@@ -265,10 +265,11 @@ class _Trials:
         self.usual = next((group for group in groups if group.any()), known)
         """Those that the best one is of."""
         self.best = int(np.nanargmax(np.where(self.usual, sign * self.scores, np.nan))) if known.any() else None
-        self.limits = _limits(self.scores, sign)
+        self.limits = _limits(self.scores, sign, [] if self.best is None else self.scores[[self.best]])
         self.measure, self.sign = _measure(monitor, sign), sign
 
     def counts(self) -> list[tuple[str, int]]:
+        """States that occur, and how often."""
         found = Counter[str](point.state for point in self.points)
         return [(state, found[state]) for state in STATES if found[state]]
 
@@ -291,7 +292,15 @@ class _Trials:
         """A ring around the point of the best trial."""
         label = f"best: {_named(self.points[self.best or 0])}"
         style: dict[str, Any] = {"color": "none", "markeredgecolor": BLACK, "markersize": 10, "clip_on": False}
-        axes.plot(np.asarray(x)[position], y[position], "o", label=label, zorder=5, markeredgewidth=1.4, **style)
+        axes.plot(
+            np.asarray(x)[position],
+            np.clip(y[position], *self.limits),
+            "o",
+            label=label,
+            zorder=5,
+            markeredgewidth=1.4,
+            **style,
+        )
 
 
 def _limits(values: Floats, sign: int, needed: ArrayLike = ()) -> Pair:
@@ -355,10 +364,12 @@ def _wrapped(text: str, width: int, lines: int = 3) -> str:
 
 
 def _measure(name: str, sign: int) -> str:
+    """What to write beside an axis of a metric."""
     return f"{_wrapped(name.removeprefix('val/'), 40, 1)} ({'higher' if sign > 0 else 'lower'} is better)"
 
 
 def _named(point: StudyPoint) -> str:
+    """A trial in a legend."""
     return f"trial {point.index} ({point.score:.4g})"
 
 
@@ -381,8 +392,9 @@ def _nothing(points: Points, text: str = "") -> bytes:
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     text = text or (f"No trial has a score: {states}." if points else "There are no trials.")
     figure = new_figure(6.2, 1.2)
-    frame = {"facecolor": "#FFFFFF", "edgecolor": "#DDDDDD", "pad": 24}
-    figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY, bbox=frame)
+    axes = figure.add_subplot(xticks=[], yticks=[])
+    axes.spines[:].set_color("#DDDDDD")
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
     return png_bytes(figure)
 
 
@@ -392,7 +404,7 @@ def _finish(figure: Figure, axes: Axes | None = None, whole: bool = False) -> by
 
     if axes is not None:
         quiet(axes)
-        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.ticklabel_format(useOffset=False)
         if whole:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     entries: dict[str, Artist] = {}

@@ -23,6 +23,8 @@ class SplitSection(Section):
     """With kfold: this fold validates, the others train; `test` is cut off first by fraction (0 for none)."""
     stratify: bool = True
     seed: int = 0
+    join_val: bool = False
+    """Train on the validation cases too: nothing chooses an epoch then, and the last one's weights are kept."""
 
     @model_validator(mode="after")
     def _check(self) -> SplitSection:

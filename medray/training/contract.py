@@ -42,7 +42,7 @@ def contract_of(experiment: Experiment, prepared: Prepared, weights: Mapping[str
     if not facts:
         return None
     train = val = None
-    if len(prepared.rows("train")) >= FEWEST_CASES:
+    if len(prepared.rows("train")) >= FEWEST_CASES and len(prepared.rows("val")):
         io = prepared.network_io(task_of(experiment, prepared).outputs)
         network = _network(experiment, io, weights)
         most = MOST_EMBEDDED[io.spatial_dims]

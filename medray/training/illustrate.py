@@ -41,7 +41,10 @@ def illustrate(folder: Path, experiment: Experiment, prepared: Prepared, outcome
     """
     folder.mkdir(parents=True, exist_ok=True)
     split = "test" if len(prepared.split.test) else "val"
-    if kind_of(experiment) == "numeric":
+    pages: dict[str, bytes] = {}
+    if not len(prepared.rows(split)):
+        pass
+    elif kind_of(experiment) == "numeric":
         pages = _numeric(experiment, prepared, outcome, split)
     else:
         pages = _classes(experiment, prepared, outcome, split, rename)

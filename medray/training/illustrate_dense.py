@@ -35,7 +35,7 @@ Rename = Callable[[str], str]
 def illustrate(
     folder: Path, experiment: Experiment, prepared: Prepared, outcome: Outcome, rename: Rename, bundle: Path
 ) -> None:
-    """Write every figure into `folder`: curves, Dice of each case, patches as trained on, the worst cases.
+    """Write every figure into `folder`: curves, patches as trained on, Dice of each case, the worst cases.
 
     Args:
         folder: made if it does not exist.
@@ -50,12 +50,14 @@ def illustrate(
     split = "test" if len(prepared.split.test) else "val"
     monitor = monitor_of(experiment, prepared)
     mode: Literal["max", "min"] = "max" if monitor_sign(monitor, experiment.train.mode) > 0 else "min"
-    dice = task.case_dice(outcome.scores[split])
     (folder / "curves.png").write_bytes(figures.curves(outcome.history, monitor, mode))
-    (folder / "dice.png").write_bytes(dice_per_case(dice, task.structures))
     names = dict(enumerate(task.classes))
     for number, (case, label) in enumerate(_augmented(experiment, prepared), start=1):
         write_png(folder / f"patch_{number}.png", overlay(case, label, names))
+    if not len(prepared.rows(split)):
+        return
+    dice = task.case_dice(outcome.scores[split])
+    (folder / "dice.png").write_bytes(dice_per_case(dice, task.structures))
     predictor = Predictor(bundle)
     defined = np.where(np.isnan(dice), 1.0, dice).mean(1)
     for row in prepared.rows(split)[np.argsort(defined, kind="stable")[:WORST]].tolist():

@@ -39,7 +39,7 @@ class Learner:
         self.feed = self._feed(prepared)
         chances = self.task.case_chances(train_targets)
         self._check()
-        if kind_of(experiment) == "classes":
+        if kind_of(experiment) == "classes" and len(self.rows["val"]):
             # What would be refused when the training is over.
             check_rules(experiment.trust, prepared.dataset.classes, prepared.targets[self.rows["val"]])
         train = experiment.train
@@ -220,8 +220,9 @@ class Learner:
         """Count the epoch, keep its weights if it is the best so far, and say whether it is."""
         self.epoch += 1
         # An undefined metric (one class in val, say) is worse than any defined one.
-        score = -math.inf if math.isnan(metrics[self.monitor]) else self.sign * metrics[self.monitor]
-        best = self.best_epoch == 0 or score > self.best_score
+        value = metrics.get(self.monitor, math.nan)
+        score = -math.inf if math.isnan(value) else self.sign * value
+        best = self.best_epoch == 0 or score > self.best_score or not len(self.rows["val"])
         if best:
             self.best_epoch, self.best_score, self.best_weights = self.epoch, score, self._weights()
         return best

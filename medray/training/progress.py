@@ -71,10 +71,16 @@ class Progress:
         best = " best" if row.get("best") else ""
         say(
             f"epoch {int(row['epoch']):>3}/{self._epochs}  {row['epoch_s']:6.1f} s  "
-            f"{row['samples_per_s']:7.0f} cases/s  loss {row['train/loss']:.4f}  val {row['val/loss']:.4f}  "
-            f"{self._monitor.removeprefix('val/')} {row.get(self._monitor, float('nan')):.4f}{best:5}  "
+            f"{row['samples_per_s']:7.0f} cases/s  loss {row['train/loss']:.4f}  {self._judged(row)}{best:5}  "
             f"{duration(left)} left"
         )
+
+    def _judged(self, row: Row) -> str:
+        """What the validation cases say, if there are any."""
+        if "val/loss" not in row:
+            return ""
+        value = row.get(self._monitor, float("nan"))
+        return f"val {row['val/loss']:.4f}  {self._monitor.removeprefix('val/')} {value:.4f}"
 
     def _account(self, row: Row) -> None:
         """Where the time from the command to the first step went."""

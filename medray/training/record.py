@@ -262,6 +262,8 @@ def _write_per_class(file: Path, experiment: Experiment, prepared: Prepared, out
         for split, scores in outcome.scores.items()
         if len(scores)
     }
+    if not tables:
+        return
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["split", "class", *next(iter(next(iter(tables.values())).values()))])

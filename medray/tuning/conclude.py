@@ -70,7 +70,7 @@ def conclude(
         "run": folder.name,
         "run_id": mirror.parent().run_id,
         "trials": len(trials),
-        **counts,
+        **{state: states.count(state) for state in ("finished", "stopped", "failed")},
         "epochs": sum(found.spent for found in curves.values()),
         "best": best.index,
         "settings": best.settings,

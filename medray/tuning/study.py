@@ -150,9 +150,17 @@ def _run(experiment: Experiment, space: Space, folder: Path) -> dict[str, Any]:
     except BaseException as error:
         mirror.abandon("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    shutil.rmtree(folder / RAY, ignore_errors=True)
     (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+    _clear(folder, result["best"])
     return result
+
+
+def _clear(folder: Path, best: int) -> None:
+    """Free the disk of what a finished study needs no more: each setting can be trained again."""
+    shutil.rmtree(folder / RAY, ignore_errors=True)
+    for place in (folder / records.TRIALS).glob("*/*"):
+        if place.is_dir() and int(place.parent.name) != best:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def allot_trials(experiment: Experiment) -> tuple[Allotment, int]:
@@ -181,7 +189,7 @@ def allot_trials(experiment: Experiment) -> tuple[Allotment, int]:
 
 
 def objectives(experiment: Experiment, prepared: Prepared) -> dict[str, int]:
-    """Each metric that the search goes by, the first of which chooses, with 1 where more is better and -1 where less is.
+    """Each metric that the search goes by, with 1 where more is better and -1 where less is; the first one chooses.
 
     Raises:
         ConfigError: the task does not report it.

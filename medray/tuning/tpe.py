@@ -108,6 +108,7 @@ def importances(space: Space, points: Sequence[tuple[Mapping[str, float | str], 
         decision -> share of 1, largest first; only those that every trial took. Empty where too few trials tell.
     """
     forms = {name: _distribution(part) for name, part in dimensions(space).items()}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize" if sign > 0 else "minimize")
     for choices, value in points:
         taken = {name: forms[name] for name in choices}

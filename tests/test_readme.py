@@ -17,6 +17,7 @@ from conftest import REPOSITORY, draw_folder, draw_volumes
 
 from medray.config import PACKAGE, load
 from medray.imaging.writer import write_png
+from medray.tuning.space import parse
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SOMEWHERE_ELSE = {
@@ -44,6 +45,8 @@ HERE = [
     "uv run jobs/explain.py some_image.png --out heat",
     "uv run jobs/features.py --out features",
     "uv run jobs/export.py --to onnx --out model.onnx",
+    "uv run jobs/tune.py my.yaml tune.trials=40",
+    "uv run medray train ~/medray/runs/STUDY/best.yaml",
 ]
 INLINE = [
     "uv run medray config show my.yaml",
@@ -88,9 +91,20 @@ def test_my_yaml_is_an_experiment(tmp_path: Path) -> None:
 
 def my_yaml(folder: Path) -> Path:
     """The experiment that README shows."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
-    (folder / "my.yaml").write_text(text, encoding="utf-8")
+    (folder / "my.yaml").write_text(yaml_blocks()[0], encoding="utf-8")
     return folder / "my.yaml"
+
+
+def yaml_blocks() -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", README, re.S)
+
+
+def test_the_search_that_readme_shows_can_be_run(tmp_path: Path) -> None:
+    file = my_yaml(tmp_path)
+    file.write_text(file.read_text(encoding="utf-8") + yaml_blocks()[1], encoding="utf-8")
+    experiment = load(file)
+    assert list(parse(experiment)) == ["optimizer.lr", "train.batch_size", "network"]
+    assert experiment.tune.trials == 40
 
 
 def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -116,7 +130,7 @@ def test_five_minutes(tmp_path: Path, home: Path) -> None:
     shutil.copy(next((home / "phantoms").rglob("*.png")), tmp_path / "some_image.png")
     assert last(run(HERE[1], tmp_path))["model"] == "phantom/1"
     tuned = last(run(HERE[2], tmp_path))
-    assert tuned["trials"] == 6
+    assert tuned["trials"] == 12
     assert tuned["model"] == "phantom/2"
     with subprocess.Popen(
         [sys.executable, REPOSITORY / "jobs" / "serve.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -143,6 +157,11 @@ def test_your_own_images(tmp_path: Path, home: Path) -> None:
     assert last(run(INLINE[3], tmp_path))["model"] == "chest/1"
     line = INLINE[4].replace("RUN", trained["run"])
     assert last(run(line, tmp_path))["run_id"] == trained["run_id"]
+    small = f"tune.trials=2 tune.concurrent=1 train.epochs=1 dataset.path={images} 'preprocess.size=[32, 32]'"
+    tuned = last(run(HERE[16].replace("tune.trials=40", small), tmp_path))
+    assert (tuned["trials"], tuned["model"]) == (2, "chest/2")
+    again = last(run(HERE[17].replace("~/medray/runs/STUDY", str(home / "runs" / tuned["run"])), tmp_path))
+    assert again["metrics"]["val/auroc"] == pytest.approx(tuned["metrics"]["val/auroc"], abs=1e-3)
 
 
 def test_your_data(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def _verdict(study: Study, ranking: Sequence[Scored], intervals: dict[str, list[
         )
         low, high = intervals.get(study.monitor, [math.nan, math.nan])
         if low <= first[1] <= high:
-            line += f"; both are within the 95 % interval of the best, {low:.4f} to {high:.4f}"
+            line += f"; that is within the interval of the best, {low:.4f} to {high:.4f} (95 %)"
         lines.append(line)
     failed = [trial for trial, _ in ranking if trial.state == "failed"]
     if failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from medray.config import ConfigError, Experiment, override
 from medray.tuning.space import MAX_GRID, Chance, Drawn, Space, draw, grid, locate
 from medray.tuning.tpe import Memory
 from medray.tuning.trials import Trial, save
+
+TRIES = 200
+"""Draws without anything new after which a space counts as searched through."""
 
 
 def planned(experiment: Experiment, space: Space) -> list[Drawn] | None:
@@ -31,7 +34,9 @@ def planned(experiment: Experiment, space: Space) -> list[Drawn] | None:
                 way = "tune.searcher=random draws from it" if cfg.trials else "give fewer options"
                 raise ConfigError([f"tune.trials: the grid has more than {cfg.trials or MAX_GRID} points; {way}"])
     elif cfg.searcher == "random" and (count := cfg.count) is not None:
-        points = [point_of(experiment, space, index) for index in range(count)]
+        points = []
+        while len(points) < count and (found := point_of(experiment, space, points)) is not None:
+            points.append(found)
     else:
         return None
     mistakes = []
@@ -45,16 +50,27 @@ def planned(experiment: Experiment, space: Space) -> list[Drawn] | None:
     return points
 
 
-def point_of(experiment: Experiment, space: Space, index: int) -> Drawn:
-    """Point `index` of a random search; the first one is the experiment as it is, if that is wanted."""
-    if index == 0 and experiment.tune.baseline:
-        return baseline(experiment, space)
-    return draw(space, Chance(experiment.tune.seed, index))
+def point_of(experiment: Experiment, space: Space, earlier: Sequence[Drawn | Trial]) -> Drawn | None:
+    """The point after `earlier` of a random search: none twice, since it would give the same again.
+
+    The first one is the experiment as it is, if that is wanted; None if the space seems to have no other points.
+    """
+    if not earlier and experiment.tune.baseline and (first := baseline(experiment, space)) is not None:
+        return first
+    known = [other.choices for other in earlier]
+    chance = Chance(experiment.tune.seed, len(earlier))
+    drawn = (draw(space, chance) for _ in range(TRIES))
+    return next((point for point in drawn if point.choices not in known), None)
 
 
-def baseline(experiment: Experiment, space: Space) -> Drawn:
-    """The experiment as it is; its decisions are known where it lies in the space."""
+def baseline(experiment: Experiment, space: Space) -> Drawn | None:
+    """The experiment as it is; its decisions are known where it lies in the space.
+
+    In a population, where all settings must have values to be changed, None where it does not.
+    """
     found = locate(space, experiment)
+    if experiment.tune.scheduler == "pbt":
+        return found
     return Drawn({}, {} if found is None else found.choices)
 
 
@@ -72,6 +88,7 @@ class Proposals:
     memory: Memory | None = None
     """TPE's."""
     points: list[Drawn] | None = None
+    """All of them, where they are known before."""
     waiting: list[int] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
@@ -93,20 +110,22 @@ class Proposals:
             return None
         index = len(self.trials)
         point = self._point(index)
+        if point is None:
+            return None
         trial = Trial(index, point.settings, point.choices)
         self.trials[index] = trial
         save(self.folder, trial)
         return trial
 
-    def _point(self, index: int) -> Drawn:
+    def _point(self, index: int) -> Drawn | None:
         if self.points is not None:
             return self.points[index]
         if self.memory is None:
-            return point_of(self.experiment, self.space, index)
+            return point_of(self.experiment, self.space, list(self.trials.values()))
         if index > 0 or not self.experiment.tune.baseline:
             return self.memory.ask(index)
         first = baseline(self.experiment, self.space)
-        if first.choices:
+        if first is not None and first.choices:
             self.memory.ask(index, first.choices)
         return first
 
@@ -133,14 +152,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """TPE learns from the epochs of trials that are stopped early."""
-        if self._proposals.memory and "measured" not in result:
+        if self._proposals.memory and _measured(result) is None:
             self._proposals.memory.epoch(self._indices[trial_id], int(result["epoch"]), result["score"])
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """TPE learns how it ended."""
         if self._proposals.memory:
-            measured = None if result is None else result.get("measured")
-            self._proposals.memory.tell(self._indices[trial_id], measured, error)
+            self._proposals.memory.tell(self._indices[trial_id], _measured(result or {}), error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a restart goes by the study's folder."""
@@ -151,3 +169,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a copy that nobody reads."""
         return {}
+
+
+def _measured(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The metrics of a trial that came to its end; Tune hands searchers its results without their nesting."""
+    prefix = "measured/"
+    return {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)} or None

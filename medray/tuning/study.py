@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +20,7 @@ from medray.training.progress import say
 from medray.training.train import RESULT, RUNS, RunNotFound, check_same_data, new_folder
 from medray.tuning import trials as records
 from medray.tuning.conclude import conclude
+from medray.tuning.folder import RAY, clear, interrupted, locked, spent, timed
 from medray.tuning.mirror import Mirror
 from medray.tuning.schedule import PAUSING, check_population, scheduler_of
 from medray.tuning.searcher import Proposals, StudySearcher, planned
@@ -33,13 +29,7 @@ from medray.tuning.tpe import Memory
 from medray.tuning.trial import Study, run_trial
 from medray.tuning.watch import Progress, Watch
 
-RAY = "tune"
-"""Ray Tune's own folder inside the study's; what it holds is not needed after a start."""
-SPENT = "spent_s"
-
-
-class StudyRunning(RuntimeError):
-    """The same study is being run by another process."""
+WAITING_BYTES = float(1 << 28)
 
 
 def search(experiment: Experiment, new: bool = False) -> dict[str, Any]:
@@ -62,7 +52,7 @@ def search(experiment: Experiment, new: bool = False) -> dict[str, Any]:
     if experiment.tune.scheduler == "pbt":
         check_population(space)
     planned(experiment, space)
-    folder = None if new else _interrupted(experiment)
+    folder = None if new else interrupted(experiment)
     if folder is None:
         folder = new_folder(experiment)
         (folder / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
@@ -71,7 +61,7 @@ def search(experiment: Experiment, new: bool = False) -> dict[str, Any]:
     else:
         done = sum(trial.ended for trial in records.load_all(folder).values())
         say(f"going on with study {folder.name} in {folder}: {done} trials are done (--new begins another)")
-    with _locked(folder):
+    with locked(folder):
         return _run(experiment, space, folder)
 
 
@@ -90,44 +80,16 @@ def resume(name: str) -> dict[str, Any]:
         result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return result
     experiment = load(folder / "experiment.yaml")
-    with _locked(folder):
+    with locked(folder):
         return _run(experiment, parse(experiment), folder)
-
-
-def _interrupted(experiment: Experiment) -> Path | None:
-    """The newest study of this very experiment that has no result."""
-    text = to_yaml(experiment)
-    found = [
-        folder
-        for folder in (cluster.home() / RUNS).glob(f"{experiment.name}-*")
-        if (folder / records.TRIALS).is_dir()
-        and not (folder / RESULT).is_file()
-        and (folder / "experiment.yaml").is_file()
-        and (folder / "experiment.yaml").read_text(encoding="utf-8") == text
-    ]
-    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """This process alone runs the study; the lock goes with the process."""
-    with (folder / "lock").open("a+", encoding="ascii") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            way = "wait for it, end it, or begin another with --new"
-            raise StudyRunning(f"study {folder.name} is being run by process {lock.read().strip()}; {way}") from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} on {os.uname().nodename}")
-        lock.flush()
-        yield
 
 
 def _run(experiment: Experiment, space: Space, folder: Path) -> dict[str, Any]:
     allotment, concurrent = allot_trials(experiment)
     # Ray Train's cleaner of trials that were stopped early works with the dashboard alone.
     cluster.connect(dashboard=allotment.workers > 1)
+    # What failed is in the ranking.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     prepared = prepare(experiment, cluster.home() / "stores", cluster.parallel_map)
     check_same_data(folder / "data.json", prepared)
     signs = objectives(experiment, prepared)
@@ -142,7 +104,7 @@ def _run(experiment: Experiment, space: Space, folder: Path) -> dict[str, Any]:
     _announce(study, space, concurrent, proposals)
     mirror.open()
     try:
-        with _timed(folder), progress.shown():
+        with timed(folder), progress.shown():
             tuner = _tuner(study, space, proposals, concurrent, Watch(folder, progress, changed))
             if tuner is not None:
                 cluster.aside(tuner.fit)
@@ -151,16 +113,8 @@ def _run(experiment: Experiment, space: Space, folder: Path) -> dict[str, Any]:
         mirror.abandon("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
-    _clear(folder, result["best"])
+    clear(folder, result["best"])
     return result
-
-
-def _clear(folder: Path, best: int) -> None:
-    """Free the disk of what a finished study needs no more: each setting can be trained again."""
-    shutil.rmtree(folder / RAY, ignore_errors=True)
-    for place in (folder / records.TRIALS).glob("*/*"):
-        if place.is_dir() and int(place.parent.name) != best:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 def allot_trials(experiment: Experiment) -> tuple[Allotment, int]:
@@ -210,30 +164,17 @@ def _proposals(study: Study, space: Space, signs: dict[str, int]) -> Proposals:
     memory = None
     if experiment.tune.searcher == "tpe":
         memory = Memory(folder, space, signs, experiment.tune.seed, set(trials))
-    file, minutes = folder / SPENT, experiment.tune.minutes
-    spent = float(file.read_text(encoding="ascii")) if file.is_file() else 0.0
+    minutes = experiment.tune.minutes
     return Proposals(
         experiment,
         space,
         folder,
         trials,
-        None if minutes is None else 60 * minutes - spent,
+        None if minutes is None else 60 * minutes - spent(folder),
         memory,
         planned(experiment, space),
         [index for index, trial in trials.items() if not trial.ended],
     )
-
-
-@contextmanager
-def _timed(folder: Path) -> Iterator[None]:
-    """Add the time of this start to that of the study."""
-    file = folder / SPENT
-    before = float(file.read_text(encoding="ascii")) if file.is_file() else 0.0
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        file.write_text(f"{before + time.monotonic() - began:.1f}", encoding="ascii")
 
 
 def _announce(study: Study, space: Space, concurrent: int, proposals: Proposals) -> None:
@@ -272,7 +213,8 @@ def _tuner(study: Study, space: Space, proposals: Proposals, concurrent: int, wa
     elif proposals.over():
         return None
     alone = allotment.workers == 1
-    resources = {"CPU": allotment.cpus if alone else 0}
+    # Of a trial of several workers the trial itself only waits; the workers ask for their own.
+    resources = {"CPU": allotment.cpus} if alone else {"memory": WAITING_BYTES}
     if alone and allotment.gpu:
         resources["GPU"] = 1 / cfg.trials_per_gpu
     return tune.Tuner(

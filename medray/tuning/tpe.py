@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,7 +53,12 @@ class Memory:
         """The point of trial `index`, or the one with `choices`; a restart goes on as if there had been none."""
         # Chance is that of the index: a sampler that is made again would repeat its first draws.
         seed = int(np.random.SeedSequence([self._seed % 2**32, index]).generate_state(1)[0])
-        self._study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        with warnings.catch_warnings():
+            # Its newer arguments may still change; the tested version is a constraint of ours.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, group=True, constant_liar=True
+            )
         if choices:
             self._study.enqueue_trial(dict(choices), user_attrs={INDEX: index})
         trial = self._study.ask()

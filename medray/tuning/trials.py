@@ -119,5 +119,11 @@ def ranked(trials: Iterable[tuple[Trial, float]], sign: int) -> list[tuple[Trial
 
 def describe(settings: dict[str, Any]) -> str:
     """Settings in one line."""
-    parts = [f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()]
-    return ", ".join(parts) or "the experiment as it is"
+    return ", ".join(f"{key}={_text(value)}" for key, value in settings.items()) or "the experiment as it is"
+
+
+def _text(value: Any) -> str:
+    """A value as the command line takes it, numbers rounded."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_text(part)}" for key, part in value.items()) + "}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -5,10 +5,8 @@ Every command runs without a network where the machine allows that: nothing may 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,31 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import REPOSITORY, draw_folder, tiny
+from job_runner import command, descendants, job, no_network, wait_for, wait_until_gone
 
 from medray.config import to_yaml
 from medray.inference.predictor import Predictor
 
 pytestmark = pytest.mark.slow
-
-OFFLINE = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "--"]
-
-
-def no_network() -> list[str]:
-    """What to put before a command so that it reaches loopback alone; empty where that is not allowed."""
-    if not shutil.which("unshare") or not shutil.which("ip"):
-        return []
-    return OFFLINE if subprocess.run([*OFFLINE, "true"], capture_output=True, check=False).returncode == 0 else []
-
-
-def command(*arguments: str) -> list[str]:
-    return [*no_network(), sys.executable, str(REPOSITORY / "jobs" / arguments[0]), *arguments[1:]]
-
-
-def job(*arguments: str, code: int = 0) -> dict[str, Any]:
-    """Run a job to its end; the last line of its stdout."""
-    found = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=400)
-    assert found.returncode == code, found.stderr
-    return json.loads(found.stdout.splitlines()[-1]) if code in (0, 5) else {"stderr": found.stderr}
 
 
 @pytest.fixture(scope="module")
@@ -170,14 +149,6 @@ def test_the_service_answers_as_the_predictor_does(experiment: Path, tmp_path: P
     assert json.loads(out.splitlines()[-1])["model"] == "served/1"
 
 
-def wait_for(file: Path, text: str, process: subprocess.Popen[Any], timeout_s: float = 240) -> None:
-    deadline = time.monotonic() + timeout_s
-    while text not in file.read_text():
-        assert process.poll() is None, file.read_text()
-        assert time.monotonic() < deadline, file.read_text()
-        time.sleep(0.2)
-
-
 def wait_for_epochs(home: Path, name: str, process: subprocess.Popen[Any], timeout_s: float = 240) -> None:
     """Until the workers have done three epochs: their journal says so at once, the screen when MLflow is ready."""
     deadline = time.monotonic() + timeout_s
@@ -228,34 +199,6 @@ def test_ctrl_c_is_exit_130_and_sigterm_75_and_the_run_goes_on_with_resume(
     (folder / "experiment.yaml").write_text(text.replace("epochs: 4000", "epochs: 2"))
     assert job("train.py", "--resume", folder.name)["run_id"] == run_id
     assert mlflow.get_run(run_id).info.status == "FINISHED"
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Ids and command lines of the processes below one of ours."""
-    parents, titles = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    below, found = {pid}, {}
-    while below := {child for child, parent in parents.items() if parent in below}:
-        found |= {child: titles.get(child, "") for child in below}
-    return found
-
-
-def wait_until_gone(processes: dict[int, str], timeout_s: float = 30) -> None:
-    """Nothing of a command outlives it for long; a number that another process has by now counts as gone."""
-    deadline = time.monotonic() + timeout_s
-    while alive := {pid: title for pid, title in processes.items() if title and title_of(pid) == title}:
-        assert time.monotonic() < deadline, alive
-        time.sleep(0.2)
-
-
-def title_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 @pytest.mark.parametrize("failures", [0, 1])

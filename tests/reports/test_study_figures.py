@@ -235,7 +235,7 @@ def test_every_decision_and_option_is_named(caught: list[Figure]) -> None:
 def test_numbers_of_a_log_axis_lie_by_their_logarithm() -> None:
     axis = StudyAxis("lr", 1e-4, 1, True)
     points = [replace(point, choices={"lr": lr}) for point, lr in zip(made([1] * 4), (1e-4, 1e-2, 5, -1), strict=True)]
-    assert study._places(axis, points) == pytest.approx([0, 0.5, 1, 0])
+    assert study.places_of(axis, points) == pytest.approx([0, 0.5, 1, 0])
 
 
 def test_shares_are_sorted_and_in_percent(caught: list[Figure]) -> None:

@@ -119,6 +119,8 @@ def tune(*settings: Settings, resume: str | None = None, new: bool = False) -> R
 
     outcome = Result(study.search(experiment, new) if resume is None else study.resume(resume))
     outcome.exit_code = PARTIAL if outcome["refused"] else 0
+    best = Path(outcome["bundle"]).with_name("best.yaml")
+    sys.stderr.write(_next_commands(outcome) + f"       medray train {best}   the best trial again\n")
     return outcome
 
 

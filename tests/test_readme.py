@@ -17,7 +17,7 @@ from conftest import REPOSITORY, draw_folder, draw_volumes
 
 from medray.config import PACKAGE, load
 from medray.imaging.writer import write_png
-from medray.tuning.space import parse
+from medray.tuning.parse import parse
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SOMEWHERE_ELSE = {

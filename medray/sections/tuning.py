@@ -40,8 +40,9 @@ class TuneSection(Section):
     """Trials at a time, where there are CPUs or GPUs for them; pbt and hyperband, which pause trials, run all that fit.
     """
     trials_per_gpu: Count = 1
-    grace_epochs: Count = 2
-    """Epochs before a trial can be stopped; of pbt those between two looks at the others."""
+    grace_epochs: Count | None = None
+    """Epochs before a trial can be stopped, and of pbt between two looks at the others; by default a tenth of them all.
+    """
     reduction: Annotated[int, Field(ge=2)] = 3
     """asha, hyperband: one in so many goes on."""
     refit: bool = False

@@ -57,7 +57,10 @@ class RunRecord:
             self.client.log_batch(self.run_id, metrics=known)
 
     def log_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Metrics of many epochs, each with its `epoch` as step; what is undefined (NaN) is left out."""
+        """Metrics of some epochs, each with its `epoch` as step; what is undefined (NaN) is left out.
+
+        All in one call, which takes at most METRICS of them: they are there, or none is.
+        """
         now = int(time.time() * 1000)
         found = [
             Metric(name, float(value), now, int(row["epoch"]))
@@ -65,8 +68,8 @@ class RunRecord:
             for name, value in row.items()
             if math.isfinite(value)
         ]
-        for first in range(0, len(found), METRICS):
-            self.client.log_batch(self.run_id, metrics=found[first : first + METRICS])
+        if found:
+            self.client.log_batch(self.run_id, metrics=found)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the run."""
@@ -106,23 +109,31 @@ def start(
     return RunRecord(mlflow, mlflow.create_run(_experiment_id(mlflow, experiment), tags=names).info.run_id)
 
 
-def tagged(mlflow: MlflowClient, experiment: str, name: str, value: str) -> list[tuple[RunRecord, dict[str, str]]]:
-    """The runs of `experiment` whose tag `name` has this value, with all their tags."""
-    found: list[tuple[RunRecord, dict[str, str]]] = []
+@dataclass(frozen=True, slots=True)
+class KnownRun:
+    """A run as MLflow has it."""
+
+    record: RunRecord
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """The newest value of each."""
+    status: str
+
+
+def tagged(mlflow: MlflowClient, experiment: str, name: str, value: str) -> list[KnownRun]:
+    """The runs of `experiment` whose tag `name` has this value."""
+    found: list[KnownRun] = []
     token = None
     while True:
         page = mlflow.search_runs(
             [_experiment_id(mlflow, experiment)], f"tags.`{name}` = '{value}'", max_results=PAGE, page_token=token
         )
-        found += [(RunRecord(mlflow, run.info.run_id), dict(run.data.tags)) for run in page]
+        for run in page:
+            record = RunRecord(mlflow, run.info.run_id)
+            found.append(KnownRun(record, run.data.tags, run.data.metrics, run.info.status))
         token = page.token
         if not token:
             return found
-
-
-def last_values(record: RunRecord) -> dict[str, float]:
-    """The newest value of each metric of a run."""
-    return dict(record.client.get_run(record.run_id).data.metrics)
 
 
 def _experiment_id(mlflow: MlflowClient, name: str) -> str:

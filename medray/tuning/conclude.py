@@ -13,6 +13,7 @@ from medray import cluster
 from medray.config import Experiment, override, to_yaml
 from medray.pipeline.prepare import Prepared, prepare
 from medray.reports.study import pareto_front
+from medray.tracking.run import tracking_uri
 from medray.training.alone import CHECKPOINT
 from medray.training.launch import TrainingFailed, launch
 from medray.training.progress import say
@@ -75,6 +76,7 @@ def conclude(
         "best": best.index,
         "settings": best.settings,
         "metrics": describe(outcome),
+        "tracking_uri": tracking_uri(study.experiment.tracking.uri),
         "front": [] if len(signs) < 2 else _front([pair[0] for pair in scored], signs),
         "bundle": str(folder / "bundle"),
         "refused": len(prepared.refused),

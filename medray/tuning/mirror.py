@@ -1,18 +1,21 @@
 """A study in MLflow: one parent run, one nested run per trial, made from the study's folder and never the other way.
 
-Every call brings MLflow to where the folder is: what it knows already is left, so a restart doubles and loses nothing.
+Every call brings MLflow to where the folder is: what it knows already is left, so a restart, or a server that fails in
+between, doubles and loses nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from medray.config import Experiment
 from medray.pipeline.prepare import Prepared
 from medray.tracking.journal import Row
-from medray.tracking.run import PARENT, RunRecord, client, last_values, start, tagged
+from medray.tracking.run import METRICS, PARENT, KnownRun, RunRecord, client, start, tagged
 from medray.training.progress import say
 from medray.training.record import open_record
 from medray.tuning.trials import Trial, curve, load
@@ -26,6 +29,25 @@ STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 """MLflow's; `medray.state` says which trials were stopped early."""
 
 
+@dataclass(slots=True)
+class Copy:
+    """What MLflow has of a trial."""
+
+    record: RunRecord
+    epoch: int = 0
+    """The last one."""
+    described: bool = False
+    """Its settings."""
+    measured: bool = False
+    """The metrics of its best weights."""
+    status: str = "RUNNING"
+
+    @staticmethod
+    def of(run: KnownRun) -> Copy:
+        """As MLflow tells it."""
+        return Copy(run.record, int(run.metrics.get("epoch", 0)), False, "best_epoch" in run.metrics, run.status)
+
+
 class Mirror:
     """Copies trials to MLflow, in a thread of its own while the study runs: MLflow never holds up a study."""
 
@@ -35,8 +57,7 @@ class Mirror:
         self._prepared = prepared
         self._changed = changed
         self._parent: RunRecord | None = None
-        self._known = dict[int, tuple[RunRecord, int]]()
-        """The run of each trial, and the last epoch that is in it."""
+        self._copies = dict[int, Copy]()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
 
@@ -58,6 +79,9 @@ class Mirror:
         self._stop()
         with contextlib.suppress(Exception):
             self.sync()
+            for found in self._copies.values():
+                if found.status == "RUNNING":
+                    found.record.finish(status)
             self.parent().finish(status)
 
     def _stop(self) -> None:
@@ -69,12 +93,12 @@ class Mirror:
         if self._parent is None:
             mlflow, name = client(self._experiment.tracking.uri), self._folder.name
             known = tagged(mlflow, self._experiment.name, STUDY, name)
-            run_id = known[0][0].run_id if known else None
+            run_id = known[0].record.run_id if known else None
             parent = start(mlflow, self._experiment.name, name, run_id, tags={STUDY: name})
             open_record(parent, self._experiment, self._prepared)
-            for record, tags in tagged(mlflow, self._experiment.name, PARENT, parent.run_id):
-                if TAG in tags:
-                    self._known[int(tags[TAG])] = (record, int(last_values(record).get("epoch", 0)))
+            for run in tagged(mlflow, self._experiment.name, PARENT, parent.run_id):
+                if TAG in run.tags:
+                    self._copies[int(run.tags[TAG])] = Copy.of(run)
             self._parent = parent
         return self._parent
 
@@ -100,22 +124,39 @@ class Mirror:
                 raise
 
     def _copy(self, trial: Trial) -> None:
-        record, logged = self._known.get(trial.index) or (self._new(trial), 0)
-        rows = [_shown(row) for row in curve(self._folder, trial.index).rows if row["epoch"] > logged]
-        record.log_rows(rows)
-        self._known[trial.index] = (record, int(rows[-1]["epoch"]) if rows else logged)
-        record.log_tags({"medray.state": trial.state, **({"medray.error": trial.error} if trial.error else {})})
-        if trial.ended:
-            record.log_metrics({f"best/{name}" if "/" in name else name: v for name, v in trial.measured.items()})
-            record.finish(STATUS[trial.state])
+        """Each step is noted as soon as it is done, so that a failure in between repeats none."""
+        found = self._copies.get(trial.index) or self._new(trial)
+        if trial.ended and found.status == STATUS[trial.state]:
+            return
+        if found.status != "RUNNING":
+            found.record.client.update_run(found.record.run_id, status="RUNNING")
+            found.status = "RUNNING"
+        if not found.described:
+            found.record.log_params(trial.settings if not trial.events else {})
+            found.described = True
+        for rows in _batches([row for row in curve(self._folder, trial.index).rows if row["epoch"] > found.epoch]):
+            found.record.log_rows(rows)
+            found.epoch = int(rows[-1]["epoch"])
+        found.record.log_tags({"medray.state": trial.state, **({"medray.error": trial.error} if trial.error else {})})
+        if not trial.ended:
+            return
+        if trial.measured and not found.measured:
+            measured = {f"best/{name}" if "/" in name else name: value for name, value in trial.measured.items()}
+            found.record.log_metrics(measured)
+            found.measured = True
+        found.record.finish(STATUS[trial.state])
+        found.status = STATUS[trial.state]
 
-    def _new(self, trial: Trial) -> RunRecord:
+    def _new(self, trial: Trial) -> Copy:
         parent, tags = self.parent(), {TAG: str(trial.index)}
         record = start(parent.client, self._experiment.name, f"trial {trial.index}", parent=parent.run_id, tags=tags)
-        record.log_params(trial.settings)
-        self._known[trial.index] = (record, 0)
-        return record
+        self._copies[trial.index] = found = Copy(record)
+        return found
 
 
-def _shown(row: Row) -> Row:
-    return {name: value for name, value in row.items() if not name.startswith("at/")}
+def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Whole epochs, as many at a time as MLflow takes in one call."""
+    shown = [{name: value for name, value in row.items() if not name.startswith("at/")} for row in rows]
+    size = max(1, METRICS // max((len(row) for row in shown), default=1))
+    for first in range(0, len(shown), size):
+        yield shown[first : first + size]

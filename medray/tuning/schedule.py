@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from ray.tune.schedulers import (
 
 from medray.config import ConfigError, Experiment
 from medray.tuning.space import Choice, Dimension, Range, Space, is_plain
-from medray.tuning.trials import Curve
+from medray.tuning.trials import WORST, Curve
 
 EPOCH, SCORE = "epoch", "score"
 BY_SCORE = {"time_attr": EPOCH, "metric": SCORE, "mode": "max"}
@@ -41,61 +42,87 @@ def scheduler_of(experiment: Experiment, space: Space, past: Iterable[Curve], mo
     Raises:
         ConfigError: a population would have to change what cannot change in the middle of a training.
     """
-    cfg, epochs = experiment.tune, experiment.train.epochs
-    # A trial that has done its last epoch is not stopped: it ends.
-    last = max(1, epochs - 1)
-    grace = min(cfg.grace_epochs, last)
+    cfg, epochs, grace = experiment.tune, experiment.train.epochs, grace_of(experiment)
     match cfg.scheduler:
         case "asha":
-            asha = ASHAScheduler(
-                **BY_SCORE, max_t=last, grace_period=grace, reduction_factor=cfg.reduction, stop_last_trials=False
-            )
-            for trial, result in _replay(past, monitor, sign):
-                if result[EPOCH] == 1:
-                    asha.on_trial_add(None, trial)
-                asha.on_trial_result(None, trial, result)
+            kept = {"grace_period": grace, "reduction_factor": cfg.reduction}
+            asha = Asha(epochs, max_t=epochs, stop_last_trials=False, **kept)
+            for trial, results in _replay(past, monitor, sign):
+                asha.on_trial_add(None, trial)
+                for result in results:
+                    asha.on_trial_result(None, trial, result)
             return asha
         case "median":
             # Its pauses between trials would need a checkpoint of each epoch.
-            median = MedianStoppingRule(**BY_SCORE, grace_period=grace, min_time_slice=float("inf"))
-            for trial, result in _replay(past, monitor, sign):
-                median.on_trial_complete(None, trial, result)
+            median = Median(epochs, grace_period=grace, min_time_slice=float("inf"))
+            for trial, results in _replay(past, monitor, sign):
+                for result in results:
+                    median.on_trial_complete(None, trial, result)
             return median
         case "hyperband":
             return HyperBandScheduler(**BY_SCORE, max_t=epochs, reduction_factor=cfg.reduction, stop_last_trials=False)
         case "pbt":
             return Population(
-                **BY_SCORE,
-                perturbation_interval=cfg.grace_epochs,
+                epochs,
+                grace,
                 hyperparam_mutations={"settings": {key: _mutation(part) for key, part in space.items()}},
                 custom_explore_fn=_within(space),
                 quantile_fraction=0.5 if (cfg.count or 0) < 4 else 0.25,
                 log_config=False,
-                last_epoch=epochs,
             )
     return FIFOScheduler()
 
 
-def _replay(past: Iterable[Curve], monitor: str, sign: int) -> Iterable[tuple[Past, dict[str, float]]]:
-    """Results of the trials that ended, one after the other, as they were reported."""
+def grace_of(experiment: Experiment) -> int:
+    """Epochs before a trial can be stopped, and between two looks of a population at itself."""
+    epochs = experiment.train.epochs
+    return min(experiment.tune.grace_epochs or max(1, epochs // 10), epochs)
+
+
+def _replay(past: Iterable[Curve], monitor: str, sign: int) -> Iterable[tuple[Past, list[dict[str, float]]]]:
+    """The trials that ended, with their results as they were reported."""
     for number, epochs in enumerate(past):
-        best = float("-inf")
+        best, results = WORST, []
         for row in epochs.rows:
-            value = sign * row.get(monitor, float("nan"))
-            best = value if value > best else best
-            yield Past(f"past-{number}"), {EPOCH: int(row["epoch"]), SCORE: best}
+            value = sign * row.get(monitor, math.nan)
+            best = max(best, value) if math.isfinite(value) else best
+            results.append({EPOCH: int(row["epoch"]), SCORE: best})
+        if results:
+            yield Past(f"past-{number}"), results
 
 
-class Population(PopulationBasedTraining):  # type: ignore[misc]
-    """PBT whose trials end with their own weights: none takes over another's after the last epoch."""
+class _EndsByItself:
+    """A trial that has done its last epoch is neither stopped nor given another's weights: it ends."""
 
     def __init__(self, last_epoch: int, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(**BY_SCORE, **settings)
         self._last_epoch = last_epoch
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """What becomes of the trial after this epoch."""
         if result[EPOCH] >= self._last_epoch:
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]
+
+
+class Asha(_EndsByItself, ASHAScheduler):  # type: ignore[misc]
+    """Asynchronous successive halving."""
+
+
+class Median(_EndsByItself, MedianStoppingRule):  # type: ignore[misc]
+    """The median rule."""
+
+
+class Population(_EndsByItself, PopulationBasedTraining):  # type: ignore[misc]
+    """PBT that looks every `interval` epochs, for which there are checkpoints."""
+
+    def __init__(self, last_epoch: int, interval: int, **settings: Any) -> None:
+        super().__init__(last_epoch, perturbation_interval=1, **settings)
+        self._interval = interval
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """What becomes of the trial after this epoch."""
+        if result[EPOCH] % self._interval:
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
 

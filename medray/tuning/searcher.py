@@ -91,6 +91,8 @@ class Proposals:
     """All of them, where they are known before."""
     waiting: list[int] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+    exhausted: bool = False
+    """Whether the space has no points left that were not tried."""
 
     def count(self) -> int | None:
         """How many trials there will be in all, if that is known."""
@@ -100,7 +102,8 @@ class Proposals:
         """Whether no trial is left to be run."""
         count, started = self.count(), len(self.trials)
         late = self.seconds is not None and time.monotonic() - self.began > self.seconds
-        return not self.waiting and ((count is not None and started >= count) or (late and started > 0))
+        full = self.exhausted or (count is not None and started >= count)
+        return not self.waiting and (full or (late and started > 0))
 
     def next(self) -> Trial | None:
         """A trial to run, or None when there are no more."""
@@ -111,6 +114,7 @@ class Proposals:
         index = len(self.trials)
         point = self._point(index)
         if point is None:
+            self.exhausted = True
             return None
         trial = Trial(index, point.settings, point.choices)
         self.trials[index] = trial

@@ -22,9 +22,10 @@ from medray.tuning import trials as records
 from medray.tuning.conclude import conclude
 from medray.tuning.folder import RAY, clear, interrupted, locked, spent, timed
 from medray.tuning.mirror import Mirror
+from medray.tuning.parse import parse
 from medray.tuning.schedule import PAUSING, check_population, scheduler_of
 from medray.tuning.searcher import Proposals, StudySearcher, planned
-from medray.tuning.space import Space, parse
+from medray.tuning.space import Drawn, Space
 from medray.tuning.tpe import Memory
 from medray.tuning.trial import Study, run_trial
 from medray.tuning.watch import Progress, Watch
@@ -48,10 +49,7 @@ def search(experiment: Experiment, new: bool = False) -> dict[str, Any]:
         StudyRunning: another process is at this study.
         TrainingFailed: no trial came to its end.
     """
-    space = parse(experiment)
-    if experiment.tune.scheduler == "pbt":
-        check_population(space)
-    planned(experiment, space)
+    space, points = _planned(experiment)
     folder = None if new else interrupted(experiment)
     if folder is None:
         folder = new_folder(experiment)
@@ -62,7 +60,7 @@ def search(experiment: Experiment, new: bool = False) -> dict[str, Any]:
         done = sum(trial.ended for trial in records.load_all(folder).values())
         say(f"going on with study {folder.name} in {folder}: {done} trials are done (--new begins another)")
     with locked(folder):
-        return _run(experiment, space, folder)
+        return _run(experiment, space, points, folder)
 
 
 def resume(name: str) -> dict[str, Any]:
@@ -81,10 +79,18 @@ def resume(name: str) -> dict[str, Any]:
         return result
     experiment = load(folder / "experiment.yaml")
     with locked(folder):
-        return _run(experiment, parse(experiment), folder)
+        return _run(experiment, *_planned(experiment), folder)
 
 
-def _run(experiment: Experiment, space: Space, folder: Path) -> dict[str, Any]:
+def _planned(experiment: Experiment) -> tuple[Space, list[Drawn] | None]:
+    """The space, and all its points where they are known before; whatever is wrong with them is said here."""
+    space = parse(experiment)
+    if experiment.tune.scheduler == "pbt":
+        check_population(space)
+    return space, planned(experiment, space)
+
+
+def _run(experiment: Experiment, space: Space, points: list[Drawn] | None, folder: Path) -> dict[str, Any]:
     allotment, concurrent = allot_trials(experiment)
     # Ray Train's cleaner of trials that were stopped early works with the dashboard alone.
     cluster.connect(dashboard=allotment.workers > 1)
@@ -95,7 +101,7 @@ def _run(experiment: Experiment, space: Space, folder: Path) -> dict[str, Any]:
     signs = objectives(experiment, prepared)
     monitor, sign = next(iter(signs.items()))
     study = Study(experiment, prepared, allotment, folder, monitor, sign)
-    proposals = _proposals(study, space, signs)
+    proposals = _proposals(study, space, points, signs)
     progress = Progress(experiment, monitor, sign, proposals)
     for index, trial in proposals.trials.items():
         progress.know(trial, records.curve(folder, index))
@@ -157,7 +163,7 @@ def objectives(experiment: Experiment, prepared: Prepared) -> dict[str, int]:
     return {name: monitor_sign(name, mode if name == monitor_of(experiment, prepared) else None) for name in names}
 
 
-def _proposals(study: Study, space: Space, signs: dict[str, int]) -> Proposals:
+def _proposals(study: Study, space: Space, points: list[Drawn] | None, signs: dict[str, int]) -> Proposals:
     """What is still to be run; after a restart first what was interrupted."""
     experiment, folder = study.experiment, study.folder
     trials = records.load_all(folder)
@@ -172,7 +178,7 @@ def _proposals(study: Study, space: Space, signs: dict[str, int]) -> Proposals:
         trials,
         None if minutes is None else 60 * minutes - spent(folder),
         memory,
-        planned(experiment, space),
+        points,
         [index for index, trial in trials.items() if not trial.ended],
     )
 
@@ -235,8 +241,8 @@ def _tuner(study: Study, space: Space, proposals: Proposals, concurrent: int, wa
             storage_path=str(study.folder / RAY),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=study.experiment.scaling.max_failures if alone else 0),
-            # Others may still take over the last but one.
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=4),
+            # Of a population each may still be taken over, and Ray deletes a donor's with those of its heir.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=None if cfg.scheduler == "pbt" else 2),
             callbacks=[watch],
         ),
     )

@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
 from medray.tuning.space import Drawn, Range, Space, dimensions, draw
+from medray.tuning.trials import WORST
 
 LOG = "optuna.log"
 INDEX = "index"
@@ -42,7 +43,9 @@ class Memory:
             load_if_exists=True,
         )
         self._open: dict[int, optuna.Trial] = {}
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+        while self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            self._study.tell(self._study.ask(), state=TrialState.FAIL)
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             index = trial.user_attrs.get(INDEX)
             if index in known:
                 self._open[index] = optuna.Trial(self._study, trial._trial_id)
@@ -69,7 +72,10 @@ class Memory:
 
     def epoch(self, index: int, epoch: int, score: float) -> None:
         """The score of a running trial, more being better."""
-        if index in self._open and len(self._signs) == 1 and np.isfinite(score):
+        if index not in self._open or len(self._signs) > 1 or score <= WORST:
+            return
+        told = self._study.get_trials(deepcopy=False)[self._open[index].number].intermediate_values
+        if epoch not in told:
             self._open[index].report(next(iter(self._signs.values())) * score, epoch)
 
     def tell(self, index: int, measured: Mapping[str, float | None] | None, failed: bool) -> None:
@@ -103,7 +109,7 @@ class _Suggestions:
 
 
 def importances(space: Space, points: Sequence[tuple[Mapping[str, float | str], float]], sign: int) -> dict[str, float]:
-    """Share of each decision in the differences of the scores (PED-ANOVA, Watanabe 2023, arXiv:2304.10255).
+    """Share of each decision in the differences of the scores (functional ANOVA, Hutter 2014).
 
     Args:
         space: of the search.
@@ -122,7 +128,7 @@ def importances(space: Space, points: Sequence[tuple[Mapping[str, float | str], 
     common = [name for name in forms if all(name in choices for choices, _ in points)]
     if len(points) < 4 or not common or len({value for _, value in points}) < 2:
         return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=common))
 
 

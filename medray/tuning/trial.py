@@ -26,8 +26,8 @@ from medray.training.alone import FolderReporter
 from medray.training.launch import TrainingFailed, fit_on_workers
 from medray.training.worker import CHECKPOINT_EVERY_S, collect, work
 from medray.training.world import World, device_of, set_threads
-from medray.tuning.schedule import EPOCH, PAUSING, SCORE
-from medray.tuning.trials import ERROR, JOURNAL, folder_of
+from medray.tuning.schedule import EPOCH, PAUSING, SCORE, grace_of
+from medray.tuning.trials import ERROR, JOURNAL, WORST, folder_of
 
 ORIGIN = "trial.txt"
 """In a checkpoint that others may take over: the trial that wrote it."""
@@ -54,6 +54,7 @@ def run_trial(config: dict[str, Any], study: Study) -> None:
     index = int(tune.get_context().get_trial_name())
     chosen = override(study.experiment, config["settings"])
     folder = folder_of(study.folder, index)
+    (folder / ERROR).unlink(missing_ok=True)
     try:
         prepared = prepared_for(chosen, study)
         if study.allotment.workers > 1:
@@ -122,22 +123,26 @@ class TrialReporter:
         self.checkpoint_every_s = keeper.checkpoint_every_s
         self._keeper = keeper
         self._study = study
-        self._pausing = keeper.checkpoint_every_s == 0
         self._inherited = {} if origin is None else {"inherited": origin}
         rows, _ = journal.read(keeper.folder / JOURNAL)
-        self._best = max((self._value(row) for row in rows), default=-math.inf) if origin is None else -math.inf
+        self._best = max((self._value(row) for row in rows), default=WORST) if origin is None else WORST
         self._epoch = 0
 
     def _value(self, row: Mapping[str, float | None]) -> float:
         value = row.get(self._study.monitor)
-        return -math.inf if value is None or math.isnan(value) else self._study.sign * value
+        return WORST if value is None or not math.isfinite(value) else self._study.sign * value
+
+    def _handed(self, epoch: int) -> bool:
+        """Whether the scheduler can pause the trial after this epoch, or hand its weights on."""
+        scheduler = self._study.experiment.tune.scheduler
+        return scheduler == "hyperband" or (scheduler == "pbt" and epoch % grace_of(self._study.experiment) == 0)
 
     def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
         """Keep the epoch, then report it."""
         if place is not None:
             (place / ORIGIN).write_text(self._keeper.folder.name, encoding="ascii")
         self._keeper.report(row, place)
-        self.tell(row, place if self._pausing else None)
+        self.tell(row, place if self._handed(int(row["epoch"] or 0)) else None)
 
     def tell(self, row: Mapping[str, float | None], place: Path | None = None) -> None:
         """Report an epoch: `score` is the best monitored value so far, more being better."""

@@ -20,6 +20,8 @@ State = Literal["waiting", "running", "finished", "stopped", "failed"]
 TRIALS = "trials"
 RECORD = "trial.json"
 JOURNAL = "journal.jsonl"
+WORST = -1e30
+"""Score of a trial without any defined value; finite, since quantiles of scores are taken."""
 ERROR = "error.txt"
 """Written by the trial's process before it fails."""
 

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from medray.config import Experiment
 from medray.training.progress import duration, say
 from medray.tuning import trials as records
 from medray.tuning.searcher import Proposals
-from medray.tuning.trials import Curve, Trial, describe, error_of, save
+from medray.tuning.space import choices_of
+from medray.tuning.trials import WORST, Curve, Trial, describe, error_of, save
 
-DIED = "its process died without a word: killed, or out of memory; lower train.batch_size or tune.concurrent"
+DIED = "its process was killed, or out of memory; lower train.batch_size or tune.concurrent"
 SHOWN = 12
 """Rows of the table on a terminal."""
 
@@ -66,12 +68,17 @@ class Progress:
 
     def best(self) -> tuple[int, float] | None:
         """The trial that leads and its score."""
-        known = [(index, found.score) for index, found in self.standings.items() if math.isfinite(found.score)]
+        trials = self.proposals.trials
+        known = [
+            (index, found.score)
+            for index, found in list(self.standings.items())
+            if math.isfinite(found.score) and trials[index].state != "failed"
+        ]
         return max(known, key=lambda pair: self.sign * pair[1], default=None)
 
     def summary(self) -> str:
         """The study in one line."""
-        trials = self.proposals.trials.values()
+        trials = list(self.proposals.trials.values())
         counts = {state: sum(trial.state == state for trial in trials) for state in ("finished", "stopped", "failed")}
         known = self.proposals.count()
         of = "" if known is None else f" of {known}"
@@ -94,12 +101,13 @@ class Progress:
         """A line about one trial."""
         say(f"trial {index:>3}  {text}")
 
-    def table(self) -> Table:
-        """Running trials first, then the best."""
-        table = Table(title=self.summary(), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    def table(self) -> Group:
+        """The summary, running trials, then the best of those that ended."""
+        table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
         for name in ("trial", "state", "epoch", self.name):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("settings", overflow="ellipsis", no_wrap=True)
+            width = max(len(name), 8 if name == "state" else 6)
+            table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True, min_width=width)
+        table.add_column("settings", overflow="ellipsis", no_wrap=True, ratio=1)
         trials = list(self.proposals.trials.values())
         running = [trial for trial in trials if trial.state == "running"]
         scored = [(trial, self.standings.get(trial.index, Standing()).score) for trial in trials if trial.ended]
@@ -110,8 +118,8 @@ class Progress:
             style = "bold" if best is not None and trial.index == best[0] else ""
             shown = f"{found.score:.4f}" if math.isfinite(found.score) else ""
             epoch = f"{found.epoch}/{self.experiment.train.epochs}"
-            table.add_row(str(trial.index), trial.state, epoch, shown, describe(trial.settings), style=style)
-        return table
+            table.add_row(str(trial.index), trial.state, epoch, shown, Text(describe(trial.settings)), style=style)
+        return Group(Text(self.summary()), table)
 
 
 class Watch(Callback):  # type: ignore[misc]
@@ -136,7 +144,11 @@ class Watch(Callback):  # type: ignore[misc]
         before = self._trials[index]
         if before.state == "running" and before.settings == trial.config["settings"]:
             return
-        now = self._write(index, state="running", settings=dict(trial.config["settings"]))
+        settings = dict(trial.config["settings"])
+        changes: dict[str, Any] = {}
+        if settings != before.settings:  # of a population
+            changes = {"settings": settings, "choices": choices_of(self._progress.proposals.space, settings)}
+        now = self._write(index, state="running", measured={}, **changes)
         if before.state == "waiting":
             self._progress.event(index, f"starts: {describe(now.settings)}")
 
@@ -156,7 +168,7 @@ class Watch(Callback):  # type: ignore[misc]
             progress.standings[index] = Standing(result["epoch"], measured.get(progress.monitor, math.nan))
             return
         leader = progress.best()
-        score = progress.sign * result["score"]
+        score = progress.sign * result["score"] if result["score"] > WORST else math.nan
         progress.standings[index] = Standing(result["epoch"], score)
         self._changed.add(index)
         if "inherited" in result:
@@ -164,7 +176,8 @@ class Watch(Callback):  # type: ignore[misc]
             event = f"takes over trial {result['inherited']}'s weights after epoch {result['epoch'] - 1}: {settings}"
             self._write(index, events=(*self._trials[index].events, event))
             progress.event(index, event)
-        if leader is None or (leader[0] != index and progress.sign * score > progress.sign * leader[1]):
+        better = leader is None or (leader[0] != index and progress.sign * score > progress.sign * leader[1])
+        if math.isfinite(score) and better:
             epoch = f"epoch {result['epoch']}/{progress.experiment.train.epochs}"
             progress.event(index, f"leads with {progress.name} {score:.4f} ({epoch})")
 
@@ -180,10 +193,18 @@ class Watch(Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial failed; the others go on."""
         index = int(str(trial))
-        error = error_of(self._folder, index, DIED)
+        error = error_of(self._folder, index, _last_words(trial))
         self._write(index, state="failed", error=error)
         self._progress.event(index, f"failed: {error}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a copy that nobody reads."""
         return {}
+
+
+def _last_words(trial: Any) -> str:
+    """Why a trial failed that could not say so itself, as Ray tells it."""
+    lines = [line.strip() for line in (trial.get_error() or "").splitlines() if line.strip()]
+    if any("ActorDiedError" in line or "OutOfMemory" in line for line in lines):
+        return DIED
+    return lines[-1] if lines else DIED

@@ -151,6 +151,7 @@ def test_a_population_hands_weights_on(experiment: Path, home: Path) -> None:
         "tune.trials=2",
         "tune.grace_epochs=3",
         "train.epochs=12",
+        "train.steps_per_epoch=300",
         "tune.space={optimizer.lr: {choice: [0.00001, 0.01]}}",
         "optimizer.lr=0.01",
     )

@@ -15,8 +15,8 @@ from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
 from medray.config import ConfigError, Experiment
-from medray.tuning import space as spaces
 from medray.tuning import trials as records
+from medray.tuning.parse import parse
 from medray.tuning.searcher import Proposals, StudySearcher, baseline, planned, point_of
 from medray.tuning.space import Chance, Drawn, draw
 from medray.tuning.tpe import Memory
@@ -34,19 +34,19 @@ def experiment(space: dict[str, Any] | None = None, **tune: Any) -> Experiment:
 
 
 def plan(cfg: Experiment) -> list[Drawn] | None:
-    return planned(cfg, spaces.parse(cfg))
+    return planned(cfg, parse(cfg))
 
 
 def proposals(cfg: Experiment, folder: Path, **state: Any) -> Proposals:
     """The proposals of a start, from what lies in the study's folder."""
-    space = spaces.parse(cfg)
+    space = parse(cfg)
     trials = records.load_all(folder)
     waiting = [index for index, trial in trials.items() if not trial.ended]
     return Proposals(cfg, space, folder, trials, points=planned(cfg, space), waiting=waiting, **state)
 
 
 RESTARTED = experiment(trials=8)
-RESTARTED_SPACE = spaces.parse(RESTARTED)
+RESTARTED_SPACE = parse(RESTARTED)
 RESTARTED_POINTS = planned(RESTARTED, RESTARTED_SPACE) or []
 
 
@@ -93,16 +93,16 @@ def test_the_first_trial_of_a_search_is_the_experiment_as_it_is_but_not_of_a_gri
 
 def test_without_a_baseline_the_first_trial_is_drawn_too() -> None:
     cfg = experiment(trials=3, baseline=False)
-    space = spaces.parse(cfg)
+    space = parse(cfg)
     assert planned(cfg, space) == [draw(space, Chance(0, index)) for index in range(3)]
     assert point_of(cfg, space, []) == draw(space, Chance(0, 0))
 
 
 def test_the_baseline_knows_its_decisions_where_it_lies_in_the_space() -> None:
     inside = experiment(LR)
-    assert baseline(inside, spaces.parse(inside)) == Drawn({}, {"optimizer.lr": 0.01})
+    assert baseline(inside, parse(inside)) == Drawn({}, {"optimizer.lr": 0.01})
     outside = experiment({"optimizer.lr": {"uniform": [0.1, 0.2]}})
-    assert baseline(outside, spaces.parse(outside)) == Drawn({}, {})
+    assert baseline(outside, parse(outside)) == Drawn({}, {})
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -126,6 +126,13 @@ def test_a_search_by_time_ends_with_a_small_space_too_and_after_a_restart(tmp_pa
         "adam",
         "adamw",
     }
+
+
+def test_a_search_by_time_that_has_nothing_left_to_draw_is_over(tmp_path: Path) -> None:
+    cfg = experiment({"optimizer.name": {"choice": ["sgd", "adamw"]}}, minutes=1)
+    found = proposals(cfg, tmp_path, seconds=60.0)
+    assert len(all_of(found)) == 2
+    assert found.over()
 
 
 def test_a_population_begins_with_the_experiment_s_own_values_and_all_have_some() -> None:
@@ -160,7 +167,7 @@ def test_a_grid_larger_than_the_number_of_trials_is_refused() -> None:
 
 def test_a_grid_without_end_is_refused_before_it_is_walked() -> None:
     began = time.monotonic()
-    with pytest.raises(ConfigError, match="more than 10000 points; give fewer options"):
+    with pytest.raises(ConfigError, match="more than 1000 points; give fewer options"):
         plan(experiment({"seed": {"randint": [0, 2**40]}}, searcher="grid"))
     assert time.monotonic() - began < 5
 
@@ -388,7 +395,7 @@ def test_tpe_is_asked_for_all_but_the_baseline_and_told_where_that_lies(tmp_path
 
 def test_a_search_by_tpe_ends_after_its_trials_and_begins_with_the_baseline(tmp_path: Path) -> None:
     cfg = experiment(searcher="tpe", trials=4)
-    memory = Memory(tmp_path, spaces.parse(cfg), {"val/auroc": 1}, 0, set())
+    memory = Memory(tmp_path, parse(cfg), {"val/auroc": 1}, 0, set())
     found = all_of(proposals(cfg, tmp_path, memory=memory))
     assert [trial.index for trial in found] == [0, 1, 2, 3]
     assert [trial.settings == {} for trial in found] == [True, False, False, False]

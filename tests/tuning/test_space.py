@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medray.config import ConfigError, Experiment, load, override, to_yaml
+from medray.tuning.parse import KINDS, parse
 from medray.tuning.space import (
-    KINDS,
     Chance,
     Choice,
     Drawn,
@@ -25,7 +25,6 @@ from medray.tuning.space import (
     draw,
     grid,
     locate,
-    parse,
 )
 
 NETWORKS = {
@@ -192,6 +191,7 @@ def test_entries_inside_an_option_are_drawn_only_there_and_have_names_of_their_o
     assert set(kinds) == {("plain", 3), ("resnet", 3), ("resnet", 4)}
 
 
+@settings(deadline=None)
 @given(spaces(countable=False), st.integers(), st.integers(0, 10_000))
 def test_whatever_is_drawn_lies_in_the_space(space: Space, seed: int, index: int) -> None:
     point = draw(space, Chance(seed, index))
@@ -199,12 +199,14 @@ def test_whatever_is_drawn_lies_in_the_space(space: Space, seed: int, index: int
     assert all(holds(space[key], value) for key, value in point.settings.items())
 
 
+@settings(deadline=None)
 @given(spaces(countable=False), st.integers(-5, 5), st.permutations(range(6)))
 def test_a_point_depends_on_seed_and_number_alone(space: Space, seed: int, order: list[int]) -> None:
     straight = dict(enumerate(points(space, 6, seed)))
     assert {index: draw(space, Chance(seed, index)) for index in order} == straight
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**31), 2**31 - 1), st.integers(-(2**31), 2**31 - 1), st.integers(0, 99), st.integers(0, 99))
 def test_another_seed_or_number_gives_another_point(seed: int, other: int, index: int, later: int) -> None:
     space: Space = {"optimizer.lr": Range(0.0, 1.0)}
@@ -215,6 +217,7 @@ def test_another_seed_or_number_gives_another_point(seed: int, other: int, index
 # Grids and the decisions behind points
 
 
+@settings(deadline=None)
 @given(spaces(countable=True))
 def test_a_grid_is_the_product_of_all_dimensions_each_point_once(space: Space) -> None:
     found = list(grid(space))
@@ -222,12 +225,14 @@ def test_a_grid_is_the_product_of_all_dimensions_each_point_once(space: Space) -
     assert len({tuple(point.choices.items()) for point in found}) == len(found)
 
 
+@settings(deadline=None)
 @given(spaces(countable=True))
 def test_dimensions_are_the_decisions_that_some_point_takes(space: Space) -> None:
     taken = {name for point in grid(space) for name in point.choices}
     assert taken == dimensions(space).keys()
 
 
+@settings(deadline=None)
 @given(spaces(countable=False), st.integers(0, 99))
 def test_each_decision_lies_in_its_dimension(space: Space, index: int) -> None:
     known = dimensions(space)
@@ -286,7 +291,6 @@ def test_the_experiment_is_found_in_the_space_exactly_where_it_lies_in_it(lr: fl
         assert found.choices == {"optimizer.lr": lr, "train.batch_size": batch, "optimizer.name": name}
 
 
-@pytest.mark.xfail(strict=True, reason="fault: locate cuts 2.5 to 2 and says that the experiment is there")
 def test_a_fraction_lies_in_no_range_of_whole_numbers() -> None:
     own = experiment({"train.max_minutes": {"randint": [1, 10]}}, {"max_minutes": 2.5})
     assert locate(parse(own), own) is None
@@ -383,7 +387,6 @@ def test_every_mistake_is_reported_at_once() -> None:
     assert len(lines) == len(set(lines))
 
 
-@pytest.mark.xfail(strict=True, reason="fault: of the entries inside one choice only the first mistake is reported")
 def test_every_mistake_inside_one_choice_is_reported_too() -> None:
     options = [{"name": "plain", "dropout": {"uniform": [1, 0]}}, {"name": "resnet", "dropout": {"loguniform": [0, 1]}}]
     lines = "\n".join(mistakes_of({"network": {"choice": options}}))

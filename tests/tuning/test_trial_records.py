@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +197,13 @@ def test_trials_are_ranked_by_how_they_ended_and_then_by_score_with_the_undefine
         assert [trial.index for trial, _ in ranked(shuffled, sign)] == list(range(len(order)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(STATES), st.floats(allow_infinity=False)), max_size=8))
 def test_nothing_is_lost_by_ranking_and_equal_trials_keep_their_order(found: list[tuple[Any, float]]) -> None:
     trials = [(Trial(index, {}, {}, state), value) for index, (state, value) in enumerate(found)]
     order = ranked(trials, 1)
     assert sorted(trial.index for trial, _ in order) == list(range(len(trials)))
-    for (one, first), (other, second) in zip(order, order[1:], strict=False):
+    for (one, first), (other, second) in pairwise(order):
         if one.state == other.state:
             assert not first < second
             assert not (math.isnan(first) and not math.isnan(second))
@@ -209,7 +211,7 @@ def test_nothing_is_lost_by_ranking_and_equal_trials_keep_their_order(found: lis
                 assert one.index < other.index
 
 
-def test_settings_are_described_in_one_line() -> None:
-    settings_now = {"optimizer.lr": 0.000123456, "train.batch_size": 8, "network": {"name": "plain"}}
-    assert describe(settings_now) == "optimizer.lr=0.0001235, train.batch_size=8, network={'name': 'plain'}"
+def test_settings_are_described_in_one_line_with_numbers_rounded() -> None:
+    chosen = {"optimizer.lr": 0.000123456, "train.batch_size": 8, "network": {"name": "plain", "dropout": 0.123456}}
+    assert describe(chosen) == "optimizer.lr=0.0001235, train.batch_size=8, network={name: plain, dropout: 0.1235}"
     assert describe({}) == "the experiment as it is"

@@ -20,7 +20,7 @@ def parse(experiment: Experiment) -> Space:
         ConfigError: with every mistake.
     """
     space: Space = {}
-    mistakes: list[str] = []
+    mistakes = list(_unsearchable(experiment))
     keys = list(experiment.tune.space)
     for key, entry in experiment.tune.space.items():
         if outer := next((other for other in keys if key.startswith(f"{other}.")), None):
@@ -37,6 +37,14 @@ def parse(experiment: Experiment) -> Space:
     if mistakes:
         raise ConfigError(mistakes)
     return space
+
+
+def _unsearchable(experiment: Experiment) -> Iterator[str]:
+    """Settings with which there is nothing to compare, or which a trial would not heed."""
+    if experiment.split.join_val:
+        yield "split.join_val: trials are compared on validation cases; tune.refit=true joins them in the end"
+    if experiment.train.folds is not None:
+        yield "train.folds: a trial is one training; cross-validate the best one: medray train best.yaml train.folds=5"
 
 
 def _dimension(where: str, entry: Mapping[str, Any]) -> Dimension:

@@ -156,6 +156,8 @@ def objectives(experiment: Experiment, prepared: Prepared) -> dict[str, int]:
     """
     names = experiment.tune.objectives or (monitor_of(experiment, prepared),)
     known = measured_by(task_of(experiment, prepared))
+    if len(names) > 1:  # those that the best weights are measured by at the end
+        known = [name for name in known if name.startswith("val/")]
     key = "tune.objectives" if experiment.tune.objectives else "train.monitor"
     if mistakes := [f"{key}: '{name}' is not measured{nearest(name, known)}" for name in names if name not in known]:
         raise ConfigError(mistakes)
@@ -188,7 +190,7 @@ def _announce(study: Study, space: Space, concurrent: int, proposals: Proposals)
     cfg, allotment = study.experiment.tune, study.allotment
     count = proposals.count()
     many = f"{count} trials" if count is not None else f"trials for {cfg.minutes:g} minutes"
-    by = "" if cfg.scheduler == "none" else f", stopped early by {cfg.scheduler}"
+    by = {"none": "", "pbt": ", a population"}.get(cfg.scheduler, f", weak ones stopped by {cfg.scheduler}")
     kind = "GPU" if allotment.gpu else "CPU"
     each = f"{allotment.workers} {kind} worker(s) of {allotment.cpus:g} CPUs"
     say(f"search of {', '.join(space)}: {many} ({cfg.searcher}){by}, {concurrent} at a time on {each}")

@@ -156,7 +156,9 @@ class TrialReporter:
         """Keep the last checkpoint and report what the best weights measure, which ends the trial."""
         self._keeper.keep(place)
         epoch = max(self._epoch, int(metrics["best_epoch"]))
-        tune.report({EPOCH: epoch, SCORE: self._best, "measured": journal.plain(metrics), **self._inherited})
+        # A monitor of the training itself, such as train/loss, is not measured again.
+        measured = {self._study.monitor: self._study.sign * self._best, **metrics}
+        tune.report({EPOCH: epoch, SCORE: self._best, "measured": journal.plain(measured), **self._inherited})
 
     def step(self, done: int, epoch: int) -> None:
         """Nothing: Tune hears of epochs."""

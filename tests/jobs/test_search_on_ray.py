@@ -115,6 +115,12 @@ def with_signal(pid: int) -> None:
         return
 
 
+def trial_processes(driver: subprocess.Popen[Any]) -> list[int]:
+    """Those in which a trial runs; Ray names a process by what it does."""
+    found = descendants(driver.pid).items()
+    return [pid for pid, title in found if re.match(r"ray::(run_trial|ImplicitFunc)", title)]
+
+
 def test_trials_that_crash_are_marked_and_the_search_goes_on(experiment: Path, home: Path, tmp_path: Path) -> None:
     """Two settings diverge, and one trial's process is killed."""
     space = "tune.space={optimizer.lr: {choice: [0.001, 0.002, 0.003, 0.005, 1.0e+30, 1.0e+31]}}"
@@ -123,8 +129,10 @@ def test_trials_that_crash_are_marked_and_the_search_goes_on(experiment: Path, h
         process = subprocess.Popen(command(*arguments), stdout=stdout, stderr=stderr)
     try:
         folder = wait_for_states(home, "crash", "running", 1, process)
-        trials = {pid: title for pid, title in descendants(process.pid).items() if "run_trial" in title}
-        os.kill(next(iter(trials)), signal.SIGKILL)
+        while not (trials := trial_processes(process)):
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.kill(trials[0], signal.SIGKILL)
         code = process.wait(timeout=240)
     finally:
         process.kill()
@@ -137,7 +145,7 @@ def test_trials_that_crash_are_marked_and_the_search_goes_on(experiment: Path, h
     assert "Traceback" not in said
     errors = sorted(trial.error for trial in load_all(folder).values() if trial.error)
     assert ["not finite" in error for error in errors] == [True, True, False]
-    assert "process died" in errors[2]
+    assert "process was killed" in errors[2]
     failed = [run for run in runs_of(home, "crash") if run.info.status == "FAILED"]
     assert sorted(run.data.tags["medray.error"] for run in failed) == errors
 
@@ -172,15 +180,15 @@ def test_trials_of_several_workers_are_stopped_and_give_their_cpus_back(experime
         str(experiment),
         "name=workers",
         "scaling.workers=2",
-        "train.epochs=4",
+        "train.epochs=6",
+        "train.steps_per_epoch=200",
+        "train.monitor=val/loss",
         "tune.scheduler=asha",
-        "tune.grace_epochs=1",
-        "tune.trials=4",
-        "tune.space={optimizer.lr: {choice: [0.01, 0.00001, 0.00002, 0.00003]}}",
+        "tune.space={optimizer.lr: {choice: [0.01, 0.00001, 0.00002]}}",
         "tune.searcher=grid",
     )
-    assert found["trials"] == 4
-    assert found["stopped"] >= 1
+    assert found["trials"] == 3
+    assert found["stopped"] == 2
     assert found["best"] == 0
     assert found["settings"] == {"optimizer.lr": 0.01}
 

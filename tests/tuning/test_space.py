@@ -489,3 +489,10 @@ def test_rules_that_contradict_each_other_are_refused_with_the_reason(tune: dict
 )
 def test_how_many_trials_there_are(tune: dict[str, Any], count: int | None) -> None:
     assert tiny(Path("images"), tune=tune).tune.count == count
+
+
+@pytest.mark.parametrize("changes", [{"split.join_val": True}, {"train.folds": 3}])
+def test_an_experiment_whose_trials_could_not_be_compared_is_refused(changes: dict[str, Any]) -> None:
+    (key,) = changes
+    with pytest.raises(ConfigError, match=key):
+        parse(override(experiment({"optimizer.lr": {"uniform": [0.1, 0.2]}}), changes))

@@ -62,6 +62,8 @@ class TuneSection(Section):
             raise ValueError("scheduler pbt keeps one population to the end: take searcher=random and no minutes")
         if self.scheduler == "pbt" and self.trials is not None and self.trials < 2:
             raise ValueError("scheduler pbt needs 2 trials or more, which learn from each other")
+        if self.scheduler == "pbt" and self.refit:
+            raise ValueError("refit trains with one set of settings from the start, which is not what a population did")
         if not self.space:
             raise ValueError("space holds no setting to search")
         return self

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from medray.cluster import home
 
+TrackingError = MlflowException
+"""What MLflow raises where its server or database does not answer, or refuses."""
 MAX_PARAM_CHARS = 500
 BATCH = 100
 """MLflow's limit of parameters in one call."""
@@ -118,6 +121,7 @@ class KnownRun:
     metrics: Mapping[str, float]
     """The newest value of each."""
     status: str
+    params: Mapping[str, str]
 
 
 def tagged(mlflow: MlflowClient, experiment: str, name: str, value: str) -> list[KnownRun]:
@@ -130,7 +134,7 @@ def tagged(mlflow: MlflowClient, experiment: str, name: str, value: str) -> list
         )
         for run in page:
             record = RunRecord(mlflow, run.info.run_id)
-            found.append(KnownRun(record, run.data.tags, run.data.metrics, run.info.status))
+            found.append(KnownRun(record, run.data.tags, run.data.metrics, run.info.status, run.data.params))
         token = page.token
         if not token:
             return found

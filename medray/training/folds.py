@@ -72,6 +72,8 @@ def fold_of(experiment: Experiment, fold: int) -> Experiment:
     if experiment.split.method in ("given", "fraction"):
         mistake = f"is {experiment.split.method}, but train.folds deals the cases into folds; leave one of them out"
         raise ConfigError([f"split.method: {mistake}"])
+    if experiment.split.join_val:
+        raise ConfigError(["split.join_val: train.folds measures on the validation cases; leave one of them out"])
     values = {
         "train.folds": None,
         "split.method": "kfold",

@@ -164,7 +164,7 @@ def close_record(
     experiment: Experiment,
     prepared: Prepared,
     outcome: Outcome,
-    score: float | None = None,
+    judged: tuple[Prepared, float] | None = None,
 ) -> Registered | None:
     """Log final metrics, figures and files, and register the bundle that lies in `folder`.
 
@@ -174,7 +174,8 @@ def close_record(
         experiment: the run.
         prepared: its data.
         outcome: what came out.
-        score: value of the monitored metric that the model stands with, where it has not been measured itself.
+        judged: the validation cases and value of the monitored metric that the model stands with, where it was trained
+            on all cases: those of a training with the same settings.
     """
     secret = pseudonyms.key()
     rename = partial(pseudonyms.pseudonym, secret=secret)
@@ -197,8 +198,8 @@ def close_record(
         return None
     monitor = monitor_of(experiment, prepared)
     sign = monitor_sign(monitor, experiment.train.mode)
-    score = outcome.metrics.get(monitor, float("nan") if score is None else score)
-    standing = Standing(monitor, score, sign, prepared.fingerprint, prepared.split_fingerprint)
+    on, score = judged or (prepared, outcome.metrics.get(monitor, float("nan")))
+    standing = Standing(monitor, score, sign, prepared.fingerprint, on.split_fingerprint)
     return _register(record, experiment.model_name, folder / "bundle", standing, prepared)
 
 
@@ -247,6 +248,8 @@ def _measure_champion(record: RunRecord, name: str, new: Standing, prepared: Pre
     if metric == new.monitor or metric == "loss":
         return 0.0, f"{new.monitor} of two trainings is not comparable on other data"
     rows = prepared.rows("val")
+    if not len(rows) or predictor.bundle.experiment.split.join_val:
+        return 0.0, "one of the two was trained on validation cases too"
     answers = predictor.predict_all([prepared.dataset.refs[row].source for row in rows.tolist()])
     refused = [answer for answer in answers if isinstance(answer, InputError)]
     if refused:

@@ -13,11 +13,12 @@ from medray import cluster
 from medray.config import Experiment, override, to_yaml
 from medray.pipeline.prepare import Prepared, prepare
 from medray.reports.study import pareto_front
-from medray.tracking.run import tracking_uri
+from medray.tracking.run import TrackingError, tracking_uri
 from medray.training.alone import CHECKPOINT
+from medray.training.goal import monitor_of
 from medray.training.launch import TrainingFailed, launch
 from medray.training.progress import say
-from medray.training.record import Registered, close_record, describe, save_bundle, trust_of
+from medray.training.record import Registered, close_record, describe, intervals, save_bundle, trust_of
 from medray.training.train import TrackingFailed
 from medray.training.worker import Outcome, collect
 from medray.tuning import trials as records
@@ -50,7 +51,8 @@ def conclude(
     _say_ranking(ranking, monitor)
     if not ranking or ranking[0][0].state != "finished":
         causes = list(dict.fromkeys(trial.error for trial in trials.values() if trial.error))[:3]
-        raise TrainingFailed(f"no trial came to its end: {'; '.join(causes) or 'all were stopped early'}")
+        why = "; ".join(causes) or "all were stopped early"
+        raise TrainingFailed(f"no trial came to its end: {why}; to begin again: the same command with --new")
     best, score = ranking[0]
     chosen = override(study.experiment, best.settings)
     header = f"# Trial {best.index} of study {folder.name}: {monitor} {score:.4f}. Run it: medray train {BEST}\n"
@@ -63,8 +65,9 @@ def conclude(
     shown.mkdir(exist_ok=True)
     _write_ranking(shown / "ranking.csv", ranking, curves, monitor, signs)
     illustrate(shown / "figures", space, scored, curves, signs)
-    intervals, registered = _keep(study, chosen, prepared, outcome, score, mirror)
-    for line in _verdict(study, ranking, intervals):
+    spread = intervals(chosen, prepared, outcome)
+    registered = _keep(study, chosen, prepared, outcome, mirror)
+    for line in _verdict(study, ranking, spread):
         say(line)
     states = [trial.state for trial in trials.values()]
     return {
@@ -94,12 +97,11 @@ def _changed_on_the_way(best: Trial) -> str:
     )
 
 
-def _keep(
-    study: Study, chosen: Experiment, prepared: Prepared, outcome: Outcome, score: float, mirror: Mirror
-) -> tuple[dict[str, list[float]], Registered | None]:
-    """Write the bundle and register it; returns the intervals of its figures too."""
+def _keep(study: Study, chosen: Experiment, prepared: Prepared, outcome: Outcome, mirror: Mirror) -> Registered | None:
+    """Write the bundle and register it."""
     folder = study.folder
     trust = trust_of(chosen, prepared, outcome)
+    judged = (prepared, outcome.metrics.get(monitor_of(chosen, prepared), math.nan))
     if study.experiment.tune.refit:
         chosen, prepared, outcome = refit(study, chosen)
     shutil.rmtree(folder / "bundle", ignore_errors=True)
@@ -109,14 +111,14 @@ def _keep(
         record = mirror.parent()
         record.log_folder(folder / "study", "study")
         record.log_tags({"medray.trials": str(len(list((folder / records.TRIALS).iterdir())))})
-        registered = close_record(record, folder, chosen, prepared, outcome, score)
+        registered = close_record(record, folder, chosen, prepared, outcome, judged)
         if registered is not None:
             say(registered.verdict)
         record.finish("FINISHED")
-    except Exception as error:
+    except TrackingError as error:
         way = "when it answers again, run the same command"
         raise TrackingFailed(f"{error}; the model is safe in {bundle.folder}, but not in MLflow; {way}") from error
-    return bundle.card["intervals"], registered
+    return registered
 
 
 def refit(study: Study, chosen: Experiment) -> tuple[Experiment, Prepared, Outcome]:
@@ -153,7 +155,7 @@ def _write_ranking(
             values = [trial.measured.get(name, "") for name in others]
             settings = [trial.settings.get(key, "") for key in keys]
             epochs = curves[trial.index].spent
-            table.writerow([rank, trial.index, trial.state, score, *values, epochs, *settings, trial.error])
+            table.writerow([rank, trial.index, trial.state, score, *values, epochs, *settings, trial.public_error])
 
 
 def _front(trials: Sequence[Trial], signs: dict[str, int]) -> list[int]:
@@ -170,6 +172,12 @@ def _verdict(study: Study, ranking: Sequence[Scored], intervals: dict[str, list[
     first = next((pair for pair in ranking if not pair[0].settings), None)
     if first is not None and first[0] is best:
         lines.append(f"no trial was better than the experiment as it is: {name} {score:.4f}")
+    elif first is not None and not study.sign * score > study.sign * first[1]:
+        if first[0].state == "stopped":
+            line = f"no trial that came to its end was better than the experiment as it is: {name} {score:.4f}"
+            lines.append(
+                f"{line} against {first[1]:.4f}, where that was stopped early; a higher tune.grace_epochs helps"
+            )
     elif first is not None and first[0].state != "failed":
         how = "" if first[0].state == "finished" else ", where it was stopped early"
         line = (

@@ -61,13 +61,20 @@ def timed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / SPENT).write_text(f"{before + time.monotonic() - began:.1f}", encoding="ascii")
+        write_whole(folder / SPENT, f"{before + time.monotonic() - began:.1f}")
 
 
 def spent(folder: Path) -> float:
     """Seconds that the study has run, over all its starts."""
     file = folder / SPENT
     return float(file.read_text(encoding="ascii")) if file.is_file() else 0.0
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is there whole or as it was."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
 
 
 def clear(folder: Path, best: int) -> None:

@@ -1,7 +1,7 @@
 """A study in MLflow: one parent run, one nested run per trial, made from the study's folder and never the other way.
 
 Every call brings MLflow to where the folder is: what it knows already is left, so a restart, or a server that fails in
-between, doubles and loses nothing.
+between, doubles and loses nothing. Of an epoch that was done twice MLflow keeps the first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from medray.training.record import open_record
 from medray.tuning.trials import Trial, curve, load
 
 EVERY_S = 2.0
+PATIENCE_S = 5.0
 STUDY = "medray.study"
 """Name of the study's folder."""
 TAG = "medray.trial"
@@ -45,7 +46,8 @@ class Copy:
     @staticmethod
     def of(run: KnownRun) -> Copy:
         """As MLflow tells it."""
-        return Copy(run.record, int(run.metrics.get("epoch", 0)), False, "best_epoch" in run.metrics, run.status)
+        epoch, measured = int(run.metrics.get("epoch", 0)), "best_epoch" in run.metrics
+        return Copy(run.record, epoch, bool(run.params), measured, run.status)
 
 
 class Mirror:
@@ -58,6 +60,7 @@ class Mirror:
         self._changed = changed
         self._parent: RunRecord | None = None
         self._copies = dict[int, Copy]()
+        self._complained = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
 
@@ -75,8 +78,11 @@ class Mirror:
         self.sync()
 
     def abandon(self, status: str) -> None:
-        """The study was interrupted: say so, if MLflow answers."""
-        self._stop()
+        """The study was interrupted: say so, if MLflow answers at once."""
+        self._over.set()
+        self._thread.join(PATIENCE_S)
+        if self._thread.is_alive() or self._complained:
+            return
         with contextlib.suppress(Exception):
             self.sync()
             for found in self._copies.values():
@@ -103,14 +109,13 @@ class Mirror:
         return self._parent
 
     def _follow(self) -> None:
-        complained = False
         while not self._over.wait(EVERY_S):
             try:
                 self.sync()
             except Exception as error:
-                if not complained:
+                if not self._complained:
                     say(f"MLflow cannot be written: {error}; the study goes on, its records are in {self._folder}")
-                complained = True
+                self._complained = True
 
     def sync(self) -> None:
         """Bring MLflow to where the changed trials are."""
@@ -137,7 +142,9 @@ class Mirror:
         for rows in _batches([row for row in curve(self._folder, trial.index).rows if row["epoch"] > found.epoch]):
             found.record.log_rows(rows)
             found.epoch = int(rows[-1]["epoch"])
-        found.record.log_tags({"medray.state": trial.state, **({"medray.error": trial.error} if trial.error else {})})
+        found.record.log_tags(
+            {"medray.state": trial.state, **({"medray.error": trial.public_error} if trial.error else {})}
+        )
         if not trial.ended:
             return
         if trial.measured and not found.measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,11 +61,20 @@ def _dimension(where: str, entry: Mapping[str, Any]) -> Dimension:
         return _range(where, kind, arguments)
     if not arguments:
         raise ConfigError([f"{where}: choice has no options"])
-    mistakes: list[str] = []
+    mistakes = [f"{where}: the option {_text(item)} stands there twice" for item in _twice(arguments)]
     options = tuple(_tree(f"{where}.choice", option, mistakes) for option in arguments)
     if mistakes:
         raise ConfigError(mistakes)
     return Choice(_labels(arguments), options)
+
+
+def _twice(options: list[Any]) -> list[Any]:
+    """Options that are there more than once, each once."""
+    return [item for number, item in enumerate(options) if options.index(item) < number == _last(options, item)]
+
+
+def _last(options: list[Any], item: Any) -> int:
+    return max(number for number, other in enumerate(options) if other == item)
 
 
 def _range(where: str, kind: str, arguments: list[Any]) -> Range:
@@ -113,7 +123,10 @@ def _corners(part: Any) -> Iterator[Any]:
     """Plain values at both ends of every range and with every option, one decision at a time."""
     match part:
         case Range():
-            yield from (int(end) if part.whole else end for end in (part.low, part.high))
+            if part.whole:
+                yield from (int(part.low), int(part.high))
+            else:  # a setting of whole numbers takes the ends of a range of real ones, and nothing between
+                yield from (part.low, part.high, part.low + (part.high - part.low) / math.pi)
         case Choice():
             for option in part.options:
                 yield from _corners(option)
@@ -147,5 +160,9 @@ def _incomparable(experiment: Experiment, chosen: Experiment) -> Iterator[str]:
         yield "the task is common to all trials"
     if chosen.train.epochs != experiment.train.epochs and experiment.tune.scheduler != "none":
         yield "a scheduler compares trials at the same epoch of equally long trainings; take tune.scheduler=none"
-    if chosen.task != experiment.task and "val/loss" in (experiment.train.monitor, *experiment.tune.objectives):
-        yield "val/loss of two losses cannot be compared; take another train.monitor"
+    by = {experiment.train.monitor, *experiment.tune.objectives} & {"val/loss", "train/loss"}
+    other_loss = chosen.task != experiment.task or (
+        "train/loss" in by and chosen.optimizer.l1 != experiment.optimizer.l1
+    )
+    if by and other_loss:
+        yield f"{by.pop()} of two losses cannot be compared; take another train.monitor"

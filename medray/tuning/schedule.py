@@ -37,7 +37,7 @@ class Past:
 
 
 def scheduler_of(experiment: Experiment, space: Space, past: Iterable[Curve], monitor: str, sign: int) -> Any:
-    """The experiment's scheduler, which knows the trials that ended before a restart.
+    """The experiment's scheduler; asha and median know the trials that ended before a restart.
 
     Raises:
         ConfigError: a population would have to change what cannot change in the middle of a training.
@@ -60,7 +60,7 @@ def scheduler_of(experiment: Experiment, space: Space, past: Iterable[Curve], mo
                     median.on_trial_complete(None, trial, result)
             return median
         case "hyperband":
-            return HyperBandScheduler(**BY_SCORE, max_t=epochs, reduction_factor=cfg.reduction, stop_last_trials=False)
+            return HyperBand(**BY_SCORE, max_t=epochs, reduction_factor=cfg.reduction, stop_last_trials=False)
         case "pbt":
             return Population(
                 epochs,
@@ -100,9 +100,31 @@ class _EndsByItself:
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """What becomes of the trial after this epoch."""
-        if result[EPOCH] >= self._last_epoch:
+        if result[EPOCH] >= self._last_epoch or _is_last(result):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]
+
+
+def _is_last(result: dict[str, Any]) -> bool:
+    """Whether the trial reports its end; Tune hands schedulers its results without their nesting."""
+    return any(key.startswith("measured") for key in result)
+
+
+class HyperBand(HyperBandScheduler):  # type: ignore[misc]
+    """Ray's, whose brackets can be looked at again when their last running trial fails."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """What becomes of the trial after this epoch."""
+        if _is_last(result):
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def _process_bracket(self, tune_controller: Any, bracket: Any) -> Any:
+        try:
+            return super()._process_bracket(tune_controller, bracket)
+        finally:
+            # Ray 2.60 leaves it set, and trials that wait in the bracket would wait for ever.
+            bracket.is_being_processed = False
 
 
 class Asha(_EndsByItself, ASHAScheduler):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from medray.training.progress import say
 from medray.training.train import RESULT, RUNS, RunNotFound, check_same_data, new_folder
 from medray.tuning import trials as records
 from medray.tuning.conclude import conclude
-from medray.tuning.folder import RAY, clear, interrupted, locked, spent, timed
+from medray.tuning.folder import RAY, clear, interrupted, locked, spent, timed, write_whole
 from medray.tuning.mirror import Mirror
 from medray.tuning.parse import parse
 from medray.tuning.schedule import PAUSING, check_population, scheduler_of
@@ -110,16 +110,16 @@ def _run(experiment: Experiment, space: Space, points: list[Drawn] | None, folde
     _announce(study, space, concurrent, proposals)
     mirror.open()
     try:
-        with timed(folder), progress.shown():
-            tuner = _tuner(study, space, proposals, concurrent, Watch(folder, progress, changed))
+        with timed(folder), progress.shown(), Watch(folder, progress, changed) as watch:
+            tuner = _tuner(study, space, proposals, concurrent, watch)
             if tuner is not None:
                 cluster.aside(tuner.fit)
         result = conclude(study, space, proposals.trials, signs, mirror)
     except BaseException as error:
         mirror.abandon("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
     clear(folder, result["best"])
+    write_whole(folder / RESULT, json.dumps(result))
     return result
 
 

@@ -98,7 +98,7 @@ def prepared_for(chosen: Experiment, study: Study) -> Prepared:
     if all(getattr(chosen, part) == getattr(study.experiment, part) for part in parts):
         return study.prepared
     prepared = prepare(chosen, cluster.home() / "stores")
-    if prepared.split_fingerprint != study.prepared.split_fingerprint:
+    if prepared.split != study.prepared.split:
         raise DataRefused("this preprocessing refuses other cases than the experiment's", prepared.refused)
     return prepared
 
@@ -126,7 +126,7 @@ class TrialReporter:
         self._inherited = {} if origin is None else {"inherited": origin}
         rows, _ = journal.read(keeper.folder / JOURNAL)
         self._best = max((self._value(row) for row in rows), default=WORST) if origin is None else WORST
-        self._epoch = 0
+        self._epoch = int(rows[-1]["epoch"]) if rows else 0
 
     def _value(self, row: Mapping[str, float | None]) -> float:
         value = row.get(self._study.monitor)

@@ -20,6 +20,8 @@ State = Literal["waiting", "running", "finished", "stopped", "failed"]
 TRIALS = "trials"
 RECORD = "trial.json"
 JOURNAL = "journal.jsonl"
+SPEAKS_FREELY = ("NonFiniteLoss", "ConfigError", "OutOfMemoryError")
+"""Errors whose messages tell of settings and memory alone."""
 WORST = -1e30
 """Score of a trial without any defined value; finite, since quantiles of scores are taken."""
 ERROR = "error.txt"
@@ -41,6 +43,12 @@ class Trial:
     """Metrics of the best epoch's weights, measured again at the end."""
     events: tuple[str, ...] = ()
     """What happened on the way, such as whose weights were taken over."""
+
+    @property
+    def public_error(self) -> str:
+        """The error as it may leave this machine: a message that can name cases or paths is its kind alone."""
+        kind = self.error.partition(":")[0]
+        return self.error if kind in SPEAKS_FREELY or ":" not in self.error.partition(";")[0] else kind
 
     @property
     def ended(self) -> bool:
@@ -116,7 +124,13 @@ def score(trial: Trial, epochs: Curve, monitor: str, sign: int) -> float:
 def ranked(trials: Iterable[tuple[Trial, float]], sign: int) -> list[tuple[Trial, float]]:
     """Trials with their scores, best first: those that came to their end, those that did not, failed ones."""
     order: dict[State, int] = {"finished": 0, "stopped": 1, "running": 1, "waiting": 2, "failed": 3}
-    return sorted(trials, key=lambda pair: (order[pair[0].state], -sign * pair[1] if pair[1] == pair[1] else math.inf))
+
+    def place(pair: tuple[Trial, float]) -> tuple[int, float, int]:
+        # Of equal ones of a population the one that others took over from.
+        trial, value = pair
+        return order[trial.state], -sign * value if math.isfinite(value) else math.inf, len(trial.events)
+
+    return sorted(trials, key=place)
 
 
 def describe(settings: dict[str, Any]) -> str:

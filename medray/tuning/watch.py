@@ -131,8 +131,21 @@ class Watch(Callback):  # type: ignore[misc]
         self._trials = progress.proposals.trials
         self._changed = changed
         """Trials that MLflow does not know the latest of."""
+        self._handed: dict[int, dict[str, Any]] = {}
+        """Settings that a member of a population will have when it has taken over another's weights."""
+        self._over = False
+
+    def __enter__(self) -> Watch:
+        """Listen."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Listen no more: trials whose processes end with the driver did not fail."""
+        self._over = True
 
     def _write(self, index: int, **changes: Any) -> Trial:
+        if self._over:
+            return self._trials[index]
         self._trials[index] = trial = replace(self._trials[index], **changes)
         save(self._folder, trial)
         self._changed.add(index)
@@ -142,13 +155,12 @@ class Watch(Callback):  # type: ignore[misc]
         """A trial begins, or goes on."""
         index = int(str(trial))
         before = self._trials[index]
-        if before.state == "running" and before.settings == trial.config["settings"]:
+        if before.settings != trial.config["settings"]:
+            # They are its own when it says whose weights it has; until then a restart goes on with the old ones.
+            self._handed[index] = dict(trial.config["settings"])
+        if before.state == "running":
             return
-        settings = dict(trial.config["settings"])
-        changes: dict[str, Any] = {}
-        if settings != before.settings:  # of a population
-            changes = {"settings": settings, "choices": choices_of(self._progress.proposals.space, settings)}
-        now = self._write(index, state="running", measured={}, **changes)
+        now = self._write(index, state="running", measured={})
         if before.state == "waiting":
             self._progress.event(index, f"starts: {describe(now.settings)}")
 
@@ -172,9 +184,11 @@ class Watch(Callback):  # type: ignore[misc]
         progress.standings[index] = Standing(result["epoch"], score)
         self._changed.add(index)
         if "inherited" in result:
-            settings = describe(self._trials[index].settings)
-            event = f"takes over trial {result['inherited']}'s weights after epoch {result['epoch'] - 1}: {settings}"
-            self._write(index, events=(*self._trials[index].events, event))
+            settings = self._handed.pop(index, self._trials[index].settings)
+            donor = f"trial {result['inherited']}'s weights after epoch {result['epoch'] - 1}"
+            event = f"takes over {donor}: {describe(settings)}"
+            choices = choices_of(progress.proposals.space, settings)
+            self._write(index, settings=settings, choices=choices, events=(*self._trials[index].events, event))
             progress.event(index, event)
         better = leader is None or (leader[0] != index and progress.sign * score > progress.sign * leader[1])
         if math.isfinite(score) and better:

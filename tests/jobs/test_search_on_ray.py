@@ -223,13 +223,17 @@ def test_ctrl_c_leaves_a_search_that_goes_on(experiment: Path, home: Path, tmp_p
     wait_until_gone(below)
     assert "a search or a prediction with the same command" in (tmp_path / "stderr").read_text()
     found = job("tune.py", "--resume", folder.name)
-    assert (found["run"], found["trials"]) == (folder.name, 3)
+    assert (found["run"], found["trials"], found["finished"]) == (folder.name, 3, 3)
 
 
 def test_the_best_settings_are_trained_again_on_all_cases(experiment: Path) -> None:
+    """Compared with the champion by the trial's figure, which is of the same validation cases."""
+    job("train.py", str(experiment), "name=refit", "train.epochs=1", "optimizer.lr=0.00001")
     found = job("tune.py", str(experiment), "name=refit", "tune.trials=2", "train.epochs=4", "tune.refit=true")
+    assert found["model"] == "refit/2"
     card = json.loads((Path(found["bundle"]) / "card.json").read_text())
     assert card["cases"]["val"] == 0
     assert card["cases"]["train"] == 48
     assert card["trust"]["temperature"] > 0, "calibrated with the trial that had validation cases"
-    assert found["champion"]
+    again = job("train.py", str(experiment), "name=refit", "train.epochs=1", "split.join_val=true")
+    assert (again["model"], again["champion"]) == ("refit/3", False), "nobody has measured it"

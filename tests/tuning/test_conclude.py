@@ -13,7 +13,7 @@ import pytest
 from medray.tuning.conclude import _changed_on_the_way, _front, _say_ranking, _verdict, _write_ranking
 from medray.tuning.trials import Curve, Trial, ranked
 
-STUDY: Any = SimpleNamespace(monitor="val/auroc")
+STUDY: Any = SimpleNamespace(monitor="val/auroc", sign=1)
 AS_IT_IS = Trial(0, {}, {}, "finished", measured={"val/auroc": 0.9})
 OTHER = Trial(1, {"optimizer.lr": 0.01}, {"optimizer.lr": 0.01}, "finished", measured={"val/auroc": 0.95})
 FAILED = Trial(2, {"optimizer.lr": 9.0}, {"optimizer.lr": 9.0}, "failed", "NonFiniteLoss: at step 1")
@@ -94,3 +94,8 @@ def test_what_a_plain_training_cannot_repeat_is_written_into_its_file() -> None:
     text = _changed_on_the_way(replace(OTHER, events=(event,)))
     assert all(line.startswith("#") for line in text.splitlines())
     assert event in text
+
+
+def test_a_worse_trial_is_not_called_better_since_the_experiment_was_stopped() -> None:
+    text = said((replace(AS_IT_IS, state="stopped"), 0.97), (OTHER, 0.95))
+    assert text.startswith("no trial that came to its end was better")

@@ -261,7 +261,18 @@ def test_options_are_labelled_by_plug_in_else_by_their_text_and_never_alike() ->
     twice = labels([{"name": "plain", "widths": [8]}, {"name": "plain", "widths": [16]}])
     assert twice == ("name=plain widths=[8]", "name=plain widths=[16]")
     assert labels([0.5, None, 1e-05], "train.clip_norm") == ("0.5", "None", "1e-05")
-    assert len(set(labels([0.1, 0.1, 0.10000001], "optimizer.lr"))) == 3
+    assert len(set(labels([0.1, 0.1000000001, 0.10000001], "optimizer.lr"))) == 3
+
+
+def test_equal_options_are_refused_once() -> None:
+    with pytest.raises(ConfigError) as found:
+        parse(experiment({"optimizer.lr": {"choice": [0.1, 0.2, 0.1, 0.1]}}))
+    assert found.value.mistakes == ("tune.space.optimizer.lr: the option 0.1 stands there twice",)
+
+
+def test_a_range_of_real_numbers_is_refused_for_a_setting_of_whole_ones() -> None:
+    """Its ends alone would be taken."""
+    assert any("batch_size" in line for line in mistakes_of({"train.batch_size": {"uniform": [16, 64]}}))
 
 
 # The experiment's own place

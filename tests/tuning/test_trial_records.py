@@ -215,3 +215,22 @@ def test_settings_are_described_in_one_line_with_numbers_rounded() -> None:
     chosen = {"optimizer.lr": 0.000123456, "train.batch_size": 8, "network": {"name": "plain", "dropout": 0.123456}}
     assert describe(chosen) == "optimizer.lr=0.0001235, train.batch_size=8, network={name: plain, dropout: 0.1235}"
     assert describe({}) == "the experiment as it is"
+
+
+@pytest.mark.parametrize(
+    ("error", "public"),
+    [
+        ("NonFiniteLoss: the loss is not finite at step 1", "NonFiniteLoss: the loss is not finite at step 1"),
+        ("DataRefused: 2 of 9 cases cannot be used: DOE_JANE: truncated", "DataRefused"),
+        ("FileNotFoundError: /data/DOE_JANE/1.dcm", "FileNotFoundError"),
+        ("its process was killed, or out of memory; lower", "its process was killed, or out of memory; lower"),
+    ],
+)
+def test_what_leaves_the_machine_of_an_error_names_no_case(error: str, public: str) -> None:
+    assert Trial(0, {}, {}, "failed", error).public_error == public
+
+
+def test_of_equal_trials_of_a_population_the_one_with_its_own_weights_comes_first() -> None:
+    heir = Trial(0, {}, {}, "finished", events=("takes over trial 1's weights",))
+    donor = Trial(1, {}, {}, "finished")
+    assert [trial.index for trial, _ in ranked([(heir, 0.9), (donor, 0.9)], 1)] == [1, 0]

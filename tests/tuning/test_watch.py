@@ -198,8 +198,9 @@ def test_a_member_of_a_population_that_takes_over_another_has_new_settings_and_a
     study.seen[1].config = {"index": 2, "settings": {"optimizer.lr": 0.36}}
     study.start(1)
     assert said() == [], "it has been there all the time"
-    assert study.record(1).settings == {"optimizer.lr": 0.36}
+    assert study.record(1).settings == study.trials[1].settings != {"optimizer.lr": 0.36}
     study.epoch(1, 3, 0.7, inherited=2)
+    assert study.record(1).settings == {"optimizer.lr": 0.36}
     event = "takes over trial 2's weights after epoch 2: optimizer.lr=0.36"
     assert said() == [f"trial   1  {event}", "trial   1  leads with auroc 0.7000 (epoch 3/5)"]
     assert study.record(1).events == (event,)
@@ -214,8 +215,11 @@ def test_the_decisions_of_a_member_follow_its_settings(tmp_path: Path) -> None:
     study.trials[1] = Trial(1, {"optimizer.lr": 0.2}, {"optimizer.lr": 0.2})
     study.seen[1].config = {"index": 0, "settings": {"optimizer.lr": 0.36}}
     study.start(1)
+    assert study.record(1).settings == {"optimizer.lr": 0.2}, "its weights are still its own"
+    study.epoch(1, 4, 0.5, inherited=0)
     assert study.record(1).settings == {"optimizer.lr": 0.36}
     assert study.record(1).choices == {"optimizer.lr": 0.36}
+    assert study.record(1).events == ("takes over trial 0's weights after epoch 3: optimizer.lr=0.36",)
 
 
 @settings(deadline=None, max_examples=40)

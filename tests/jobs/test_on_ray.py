@@ -81,7 +81,7 @@ def test_a_search_registers_its_best(experiment: Path, home: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     space = "tune.space={optimizer.lr: {loguniform: [0.001, 0.1]}, network.widths: {choice: [[4, 8], [8, 8]]}}"
-    found = job("tune.py", str(experiment), "name=search", "tune.trials=3", space)
+    found = job("tune.py", str(experiment), "name=search", "tune.trials=3", "tune.baseline=false", space)
     assert found["trials"] == 3
     assert found["model"] == "search/1"
     assert set(found["settings"]) == {"optimizer.lr", "network.widths"}

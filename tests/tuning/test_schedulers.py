@@ -231,6 +231,19 @@ def test_hyperband_takes_trials_and_stops_none_before_it_has_compared_them() -> 
     assert rule.on_trial_result(None, trial, {"epoch": 1, "score": 0.1}) == TrialScheduler.CONTINUE
 
 
+def test_a_bracket_of_hyperband_can_be_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray leaves the mark set after a halving, and then passes over the bracket when its last running trial fails."""
+
+    def halve(rule: Any, controller: Any, bracket: Any) -> str:
+        bracket.is_being_processed = True
+        return str(TrialScheduler.CONTINUE)
+
+    monkeypatch.setattr(HyperBandScheduler, "_process_bracket", halve)
+    bracket = SimpleNamespace(is_being_processed=False)
+    assert scheduler(experiment(scheduler="hyperband"))._process_bracket(None, bracket) == TrialScheduler.CONTINUE
+    assert not bracket.is_being_processed
+
+
 def test_without_a_scheduler_nothing_is_stopped() -> None:
     cfg = experiment(scheduler="none")
     rule = scheduler(cfg, [curve_of(9 * [0.9])])

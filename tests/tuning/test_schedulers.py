@@ -234,7 +234,7 @@ def test_hyperband_takes_trials_and_stops_none_before_it_has_compared_them() -> 
 def test_a_bracket_of_hyperband_can_be_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray leaves the mark set after a halving, and then passes over the bracket when its last running trial fails."""
 
-    def halve(rule: Any, controller: Any, bracket: Any) -> str:
+    def halve(_rule: Any, _controller: Any, bracket: Any) -> str:
         bracket.is_being_processed = True
         return str(TrialScheduler.CONTINUE)
 

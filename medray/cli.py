@@ -112,12 +112,17 @@ def tune(*settings: Settings, resume: str | None = None, new: bool = False) -> R
         resume: name of an interrupted search to go on with.
         new: begin another search, even if one with these settings was interrupted.
     """
-    if resume is not None and (settings or new):
-        raise ConfigError(["--resume goes on with the search's own experiment; give it alone"])
-    experiment = _split_settings(settings)
-    from medray.tuning import study
+    if resume is None:
+        experiment = _split_settings(settings)
+        from medray.tuning.study import search
 
-    outcome = Result(study.search(experiment, new) if resume is None else study.resume(resume))
+        outcome = Result(search(experiment, new))
+    else:
+        if settings or new:
+            raise ConfigError(["--resume goes on with the search's own experiment; give it alone"])
+        from medray.tuning.study import resume as go_on
+
+        outcome = Result(go_on(resume))
     outcome.exit_code = PARTIAL if outcome["refused"] else 0
     best = Path(outcome["bundle"]).with_name("best.yaml")
     sys.stderr.write(_next_commands(outcome) + f"       medray train {best}   the best trial again\n")

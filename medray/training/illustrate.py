@@ -42,11 +42,10 @@ def illustrate(folder: Path, experiment: Experiment, prepared: Prepared, outcome
     folder.mkdir(parents=True, exist_ok=True)
     split = "test" if len(prepared.split.test) else "val"
     pages: dict[str, bytes] = {}
-    if not len(prepared.rows(split)):
-        pass
-    elif kind_of(experiment) == "numeric":
+    measured = len(prepared.rows(split)) > 0
+    if measured and kind_of(experiment) == "numeric":
         pages = _numeric(experiment, prepared, outcome, split)
-    else:
+    elif measured:
         pages = _classes(experiment, prepared, outcome, split, rename)
     pages["curves"] = _curves(experiment, prepared, outcome)
     pages["augmented"] = _augmented(experiment, prepared)

@@ -169,7 +169,7 @@ def _verdict(study: Study, ranking: Sequence[Scored], intervals: dict[str, list[
     """Whether the search found better than the experiment as it is, and what went wrong on the way."""
     lines = []
     name, (best, score) = study.monitor.removeprefix("val/"), ranking[0]
-    first = next((pair for pair in ranking if not pair[0].settings), None)
+    first = next((pair for pair in ranking if pair[0].as_it_is), None)
     if first is not None and first[0] is best:
         lines.append(f"no trial was better than the experiment as it is: {name} {score:.4f}")
     elif first is not None and not study.sign * score > study.sign * first[1]:

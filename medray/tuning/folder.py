@@ -13,7 +13,7 @@ from pathlib import Path
 from medray import cluster
 from medray.config import Experiment, to_yaml
 from medray.training.train import RESULT, RUNS
-from medray.tuning.trials import TRIALS
+from medray.tuning.trials import TRIALS, write_whole
 
 RAY = "tune"
 """Ray Tune's own folder inside the study's; what it holds is not needed after a start."""
@@ -68,13 +68,6 @@ def spent(folder: Path) -> float:
     """Seconds that the study has run, over all its starts."""
     file = folder / SPENT
     return float(file.read_text(encoding="ascii")) if file.is_file() else 0.0
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that is there whole or as it was."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
 
 
 def clear(folder: Path, best: int) -> None:

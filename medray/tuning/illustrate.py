@@ -33,7 +33,7 @@ def illustrate(
     monitor, sign = next(iter(signs.items()))
     points = [_point(trial, score, curves[trial.index], monitor) for trial, score in scored]
     axes = [_axis(name, part) for name, part in dimensions(space).items()]
-    first = next((trial.index for trial, _ in scored if not trial.settings), None)
+    first = next((trial.index for trial, _ in scored if trial.as_it_is), None)
     known = [(trial.choices, score) for trial, score in scored if trial.choices and math.isfinite(score)]
     pages = {
         "history": figures.optimisation_history(points, monitor, sign, first),

@@ -70,11 +70,7 @@ def _dimension(where: str, entry: Mapping[str, Any]) -> Dimension:
 
 def _twice(options: list[Any]) -> list[Any]:
     """Options that are there more than once, each once."""
-    return [item for number, item in enumerate(options) if options.index(item) < number == _last(options, item)]
-
-
-def _last(options: list[Any], item: Any) -> int:
-    return max(number for number, other in enumerate(options) if other == item)
+    return [item for number, item in enumerate(options) if options.index(item) == number and options.count(item) > 1]
 
 
 def _range(where: str, kind: str, arguments: list[Any]) -> Range:

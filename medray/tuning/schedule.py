@@ -19,7 +19,7 @@ from ray.tune.schedulers import (
 
 from medray.config import ConfigError, Experiment
 from medray.tuning.space import Choice, Dimension, Range, Space, is_plain
-from medray.tuning.trials import WORST, Curve
+from medray.tuning.trials import WORST, Curve, measured_of
 
 EPOCH, SCORE = "epoch", "score"
 BY_SCORE = {"time_attr": EPOCH, "metric": SCORE, "mode": "max"}
@@ -37,11 +37,7 @@ class Past:
 
 
 def scheduler_of(experiment: Experiment, space: Space, past: Iterable[Curve], monitor: str, sign: int) -> Any:
-    """The experiment's scheduler; asha and median know the trials that ended before a restart.
-
-    Raises:
-        ConfigError: a population would have to change what cannot change in the middle of a training.
-    """
+    """The experiment's scheduler; asha and median know the trials that ended before a restart."""
     cfg, epochs, grace = experiment.tune, experiment.train.epochs, grace_of(experiment)
     match cfg.scheduler:
         case "asha":
@@ -100,14 +96,9 @@ class _EndsByItself:
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """What becomes of the trial after this epoch."""
-        if result[EPOCH] >= self._last_epoch or _is_last(result):
+        if result[EPOCH] >= self._last_epoch or measured_of(result):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]
-
-
-def _is_last(result: dict[str, Any]) -> bool:
-    """Whether the trial reports its end; Tune hands schedulers its results without their nesting."""
-    return any(key.startswith("measured") for key in result)
 
 
 class HyperBand(HyperBandScheduler):  # type: ignore[misc]
@@ -115,7 +106,7 @@ class HyperBand(HyperBandScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """What becomes of the trial after this epoch."""
-        if _is_last(result):
+        if measured_of(result):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
 

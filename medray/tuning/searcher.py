@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from medray.config import ConfigError, Experiment, override
 from medray.tuning.space import MAX_GRID, Chance, Drawn, Space, draw, grid, locate
 from medray.tuning.tpe import Memory
-from medray.tuning.trials import Trial, save
+from medray.tuning.trials import Trial, measured_of, save
 
 TRIES = 200
 """Draws without anything new after which a space counts as searched through."""
@@ -156,13 +156,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """TPE learns from the epochs of trials that are stopped early."""
-        if self._proposals.memory and _measured(result) is None:
+        if self._proposals.memory and measured_of(result) is None:
             self._proposals.memory.epoch(self._indices[trial_id], int(result["epoch"]), result["score"])
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """TPE learns how it ended."""
         if self._proposals.memory:
-            self._proposals.memory.tell(self._indices[trial_id], _measured(result or {}), error)
+            self._proposals.memory.tell(self._indices[trial_id], measured_of(result or {}), error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a restart goes by the study's folder."""
@@ -173,9 +173,3 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a copy that nobody reads."""
         return {}
-
-
-def _measured(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The metrics of a trial that came to its end; Tune hands searchers its results without their nesting."""
-    prefix = "measured/"
-    return {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)} or None

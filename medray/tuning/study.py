@@ -20,7 +20,7 @@ from medray.training.progress import say
 from medray.training.train import RESULT, RUNS, RunNotFound, check_same_data, new_folder
 from medray.tuning import trials as records
 from medray.tuning.conclude import conclude
-from medray.tuning.folder import RAY, clear, interrupted, locked, spent, timed, write_whole
+from medray.tuning.folder import RAY, clear, interrupted, locked, spent, timed
 from medray.tuning.mirror import Mirror
 from medray.tuning.parse import parse
 from medray.tuning.schedule import PAUSING, check_population, scheduler_of
@@ -119,7 +119,7 @@ def _run(experiment: Experiment, space: Space, points: list[Drawn] | None, folde
         mirror.abandon("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     clear(folder, result["best"])
-    write_whole(folder / RESULT, json.dumps(result))
+    records.write_whole(folder / RESULT, json.dumps(result))
     return result
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ RECORD = "trial.json"
 JOURNAL = "journal.jsonl"
 SPEAKS_FREELY = ("NonFiniteLoss", "ConfigError", "OutOfMemoryError")
 """Errors whose messages tell of settings and memory alone."""
+MEASURED = "measured/"
 WORST = -1e30
 """Score of a trial without any defined value; finite, since quantiles of scores are taken."""
 ERROR = "error.txt"
@@ -43,6 +44,11 @@ class Trial:
     """Metrics of the best epoch's weights, measured again at the end."""
     events: tuple[str, ...] = ()
     """What happened on the way, such as whose weights were taken over."""
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether it is the experiment without a change."""
+        return not self.settings
 
     @property
     def public_error(self) -> str:
@@ -76,14 +82,19 @@ def folder_of(study: Path, index: int) -> Path:
     return study / TRIALS / f"{index:04d}"
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is there whole or as it was."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
 def save(study: Path, trial: Trial) -> None:
     """Write the trial's record, whole or not at all."""
     folder = folder_of(study, trial.index)
     folder.mkdir(parents=True, exist_ok=True)
     record = asdict(replace(trial, measured=journal.plain(trial.measured)))  # type: ignore[arg-type]
-    partial = folder / f"{RECORD}.partial"
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    partial.replace(folder / RECORD)
+    write_whole(folder / RECORD, json.dumps(record, indent=1))
 
 
 def error_of(study: Path, index: int, otherwise: str) -> str:
@@ -131,6 +142,11 @@ def ranked(trials: Iterable[tuple[Trial, float]], sign: int) -> list[tuple[Trial
         return order[trial.state], -sign * value if math.isfinite(value) else math.inf, len(trial.events)
 
     return sorted(trials, key=place)
+
+
+def measured_of(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The metrics in a trial's last report, None in any other; Tune hands them to schedulers and searchers unnested."""
+    return {key.removeprefix(MEASURED): value for key, value in result.items() if key.startswith(MEASURED)} or None
 
 
 def describe(settings: dict[str, Any]) -> str:

@@ -26,6 +26,8 @@ from medray.sections.inference import WindowSection
 from medray.types import Array, Case, NetworkIO, Source
 
 Answer = TypeVar("Answer")
+Embedding = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Windows (B, C, *W) -> what is answered and the features (B, F); an Embedder is one."""
 BATCH = 32
 
 
@@ -136,14 +138,14 @@ def _batches(images: Iterable[Array]) -> Iterator[Array]:
         yield np.stack(batch)
 
 
-def of_windows(embedder: Embedder, image: Tensor, cfg: Windowing) -> Tensor:
+def of_windows(run: Embedding, image: Tensor, cfg: Windowing) -> Tensor:
     """(F,) the mean over windows side by side of an image (C, *S)."""
     seen: list[Tensor] = []
 
     def forward(windows: Tensor) -> Tensor:
-        answer: tuple[Tensor, Tensor] = embedder(windows)
-        seen.append(answer[1])
-        return answer[0]
+        answer, found = run(windows)
+        seen.append(found)
+        return answer
 
     for _ in stream(forward, image, replace(cfg, overlap=0.0, flips=())):
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -20,10 +20,11 @@ from medray.inference.classical import head_of
 from medray.inference.classical import scores as head_scores
 from medray.inference.contract import Contract, Facts, check, facts_of
 from medray.inference.dense import on_patient_grid
-from medray.inference.features import Embedder
+from medray.inference.features import Embedder, Embedding
 from medray.inference.glance import with_embedding
 from medray.inference.trust import Trust
 from medray.inference.whole import whole_probabilities, windowing
+from medray.inference.window import Forward
 from medray.sections.inference import WindowSection
 from medray.types import Array, Case, InputError, Prediction, Source
 
@@ -52,7 +53,12 @@ def _usable(name: str) -> torch.device:
     return device
 
 
-class _Ready(NamedTuple):
+Run = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+"""Network inputs or windows (B, C, *W) -> scores (B, K), of a dense task (B, K, *W), not calibrated; and embeddings
+(B, F) of the same pass, or None where nothing is made of them."""
+
+
+class Ready(NamedTuple):
     """A case that the network can be asked about, and what is stated of its image."""
 
     case: Case
@@ -135,16 +141,21 @@ class Predictor:
         """(B, K) probabilities of network inputs (B, C, *S) float32, of a dense task (B, K, *S); not calibrated."""
         return self._scored(images)[0]
 
-    def _scored(self, images: Array) -> tuple[Array, Array | None]:
-        """The scores, and the embeddings (B, F) of the same pass where something is made of them."""
+    def run(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One pass, see `Run`, on the model's device."""
         with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+            batch = images.to(self.device)
             if self.embedder is None:
-                return np.asarray(self.task.predict(self.network, batch)[1].cpu().numpy()), None
+                return self.task.predict(self.network, batch)[1], None
             (_, scores), embedded = self.embedder(batch, self.task.predict)
-        found = np.asarray(embedded.cpu().numpy())
-        if self.head is not None:
-            return head_scores(self.head, found).astype(np.float32), found
+            if self.head is not None:
+                found = head_scores(self.head, np.asarray(embedded.cpu().numpy()))
+                scores = torch.from_numpy(found.astype(np.float32))
+            return scores, embedded
+
+    def _scored(self, images: Array) -> tuple[Array, Array | None]:
+        scores, embedded = self.run(torch.from_numpy(np.ascontiguousarray(images)))
+        found = None if embedded is None else np.asarray(embedded.cpu().numpy())
         return np.asarray(scores.cpu().numpy()), found
 
     def predict(self, source: Source | Case, probabilities: bool = False) -> Prediction:
@@ -155,41 +166,54 @@ class Predictor:
             ConfigError: the image needs more memory than window.memory_gb.
         """
         raw = self.read(source)
-        ready = self._ready(raw)
-        if self.task.dense:
-            return self._segmented(raw, ready, probabilities)
-        scores, embedded = self._scored(ready.image[None])
-        return self._decided(ready, scores[0], None if embedded is None else embedded[0])
+        return self.answer(raw, self.ready(raw), self.run, probabilities)
 
-    def _ready(self, raw: Case) -> _Ready:
+    def ready(self, raw: Case) -> Ready:
+        """The case as the network can be asked about it.
+
+        Raises:
+            InputError: it is not what this model takes.
+        """
         case, image = self.prepare(raw)
         quality = measure(raw)
-        return _Ready(case, image, quality, None if self.contract is None else facts_of(raw, quality))
+        return Ready(case, image, quality, None if self.contract is None else facts_of(raw, quality))
 
-    def whole(self, image: Array) -> torch.Tensor:
+    def answer(self, raw: Case, ready: Ready, run: Run, probabilities: bool = False) -> Prediction:
+        """The answer for `raw`; `run` asks the network, its own `run` or one that has passes wait for their turn.
+
+        Raises:
+            ConfigError: the image needs more memory than window.memory_gb.
+        """
+        if self.task.dense:
+            return self._segmented(raw, ready, run, probabilities)
+        scores, embedded = run(torch.from_numpy(ready.image[None]))
+        found = None if embedded is None else np.asarray(embedded[0].cpu().numpy())
+        return self._decided(ready, np.asarray(scores[0].cpu().numpy()), found)
+
+    def whole(self, image: Array, forward: Forward | None = None) -> torch.Tensor:
         """(K, *S) probabilities of a dense network for its whole input (C, *S), put together from windows."""
         batch = torch.from_numpy(image).to(self.device)
-        return whole_probabilities(self.task, self.network, batch, self.window, self.bundle.io.size)
+        return whole_probabilities(self.task, self.network, batch, self.window, self.bundle.io.size, forward)
 
-    def _segmented(self, raw: Case, ready: _Ready, keep: bool) -> Prediction:
+    def _segmented(self, raw: Case, ready: Ready, run: Run, keep: bool) -> Prediction:
         image, embedded = ready.image, None
         if self.embedder is None:
-            found = self.whole(image)
+            found = self.whole(image, lambda windows: run(windows)[0])
         else:
             cfg = windowing(self.window, self.bundle.io.size, image.shape[1:])
             batch = torch.from_numpy(image).to(self.device)
             with torch.inference_mode():
-                found, middle = with_embedding(self.embedder, batch, cfg, lambda: self.whole(image))
+                found, middle = with_embedding(cast(Embedding, run), batch, cfg, lambda ask: self.whole(image, ask))
             embedded = np.asarray(middle.cpu().numpy())
         task = cast("Segmentation", self.task)
         return self._stated(on_patient_grid(task, found, ready.case, raw, self.window, keep), ready, embedded)
 
-    def _decided(self, ready: _Ready, scores: Array, embedded: Array | None) -> Prediction:
+    def _decided(self, ready: Ready, scores: Array, embedded: Array | None) -> Prediction:
         """The answer for one case from its probabilities (K,), calibrated as the card says."""
         answer = self.trust.applied(self.task, ready.case.case_id, scores, ready.case.warnings)
         return self._stated(answer, ready, embedded)
 
-    def _stated(self, answer: Prediction, ready: _Ready, embedded: Array | None) -> Prediction:
+    def _stated(self, answer: Prediction, ready: Ready, embedded: Array | None) -> Prediction:
         """The answer with the image's quality, and a word for all in which it is unlike the training's."""
         if self.contract is None or ready.facts is None:
             return replace(answer, quality=ready.quality)
@@ -215,9 +239,9 @@ class Predictor:
         found = iter(zip(good, scores, [None] * len(good) if embedded is None else embedded, strict=True))
         return [item if isinstance(item, InputError) else self._decided(*next(found)) for item in prepared]
 
-    def _attempt(self, source: Source | Case) -> _Ready | InputError:
+    def _attempt(self, source: Source | Case) -> Ready | InputError:
         try:
-            return self._ready(self.read(source))
+            return self.ready(self.read(source))
         except InputError as error:
             return error
 

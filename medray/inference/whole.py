@@ -7,7 +7,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from medray.inference.window import Windowing, sliding_window
+from medray.inference.window import Forward, Windowing, sliding_window
 from medray.sections.inference import WindowSection
 from medray.tasks.task import Task
 
@@ -45,17 +45,25 @@ def windowing(
 
 
 def whole_probabilities(
-    task: Task, network: nn.Module, image: Tensor, cfg: WindowSection, window: tuple[int, ...]
+    task: Task,
+    network: nn.Module,
+    image: Tensor,
+    cfg: WindowSection,
+    window: tuple[int, ...],
+    forward: Forward | None = None,
 ) -> Tensor:
     """(K, *S) probabilities of an image (C, *S) as the network sees it, on the image's device.
+
+    `forward` asks the network about windows; by default here and now.
 
     Raises:
         ConfigError: one window at a time takes more than `cfg.memory_gb`.
     """
 
-    def forward(batch: Tensor) -> Tensor:
+    def ask(batch: Tensor) -> Tensor:
         return task.predict(network, batch)[1]
 
     background = 0 if getattr(task, "exclusive", True) else None
     with torch.inference_mode():
-        return sliding_window(forward, image, windowing(cfg, window, tuple(image.shape[1:]), background), task.outputs)
+        how = windowing(cfg, window, tuple(image.shape[1:]), background)
+        return sliding_window(forward or ask, image, how, task.outputs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from starlette.responses import JSONResponse
 
@@ -21,21 +20,18 @@ STATUS: Mapping[str, int] = {
 """HTTP status of an InputError's code; what can be decoded but is wrong is 422."""
 
 
-@dataclass(frozen=True)
-class Refused(Exception):  # noqa: N818
-    """A request that gets a problem for an answer."""
+class Refused(Exception):
+    """A request that gets a problem for an answer.
 
-    status: int
-    code: str
-    """A fixed word."""
-    detail: str
-    """The fact, the limit and the value."""
-    hint: str = ""
-    """How to mend it."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    `code` is a fixed word, `detail` names the fact, the limit and the value, `hint` says how to mend it.
+    """
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.status, self.code, self.detail, self.hint, dict(self.headers))
+    def __init__(
+        self, status: int, code: str, detail: str, hint: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(status, code, detail, hint, headers)
+        self.status, self.code, self.detail, self.hint = status, code, detail, hint
+        self.headers = dict(headers or {})
 
 
 def refusal_of(error: InputError) -> Refused:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medray.config import ConfigError, Experiment, parse
-from medray.networks.build import build as build_network
 from medray.tasks.task import Task
 from medray.tasks.task import build as build_task
 from medray.types import Array, NetworkIO
@@ -222,6 +221,8 @@ def _is_plain(name: str) -> bool:
 
 def _network(experiment: Experiment, io: NetworkIO, weights: Path) -> nn.Module:
     from safetensors.torch import load_file
+
+    from medray.networks.build import build as build_network
 
     network = build_network(experiment.network, io, experiment.seed).network
     network.load_state_dict(load_file(weights), strict=True)

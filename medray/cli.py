@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from medray import cli_data, cli_evaluate, cli_export, cli_inference, cli_plan, cli_predict, console
+from medray import (
+    cli_access,
+    cli_data,
+    cli_evaluate,
+    cli_export,
+    cli_inference,
+    cli_plan,
+    cli_predict,
+    cli_serve,
+    console,
+)
 from medray.config import DEFAULT_EXPERIMENT, ConfigError, load, plugins, to_yaml
 from medray.config import Experiment as ExperimentSchema
-from medray.console import DATA, PARTIAL, Result, Terminated
+from medray.console import DATA, PARTIAL, Result
 
 app = App(
     name="medray",
@@ -25,7 +33,16 @@ app = App(
 )
 config_app = App(name="config", help="Look at experiments.")
 app.command(config_app)
-for verbs in (cli_data, cli_plan, cli_predict, cli_evaluate, cli_inference, cli_export):
+for verbs in (
+    cli_data,
+    cli_plan,
+    cli_predict,
+    cli_evaluate,
+    cli_inference,
+    cli_export,
+    cli_serve,
+    cli_access,
+):
     verbs.register(app)
 
 Settings = Annotated[
@@ -151,29 +168,6 @@ def check(data: str, *settings: Settings, out: Path | None = None, manifest: Pat
 
 
 @app.command
-def serve(*settings: Settings, model: str | None = None, bundle: Path | None = None) -> Result:
-    """Answer over HTTP until Ctrl-C: POST /v1/predict.
-
-    Args:
-        settings: an experiment whose section `serve` counts, and changes to it.
-        model: name@alias or name@version in the registry; by default the newest champion.
-        bundle: folder of a model, instead of one in the registry.
-    """
-    experiment = _split_settings(settings)
-    folder, name = (bundle.absolute(), bundle.name) if bundle else _model(model, experiment.tracking.uri)
-    from medray import cluster
-    from medray.serving.app import run, stop
-
-    cluster.connect()
-    url = run(folder, name, experiment.serve)
-    sys.stderr.write(f"{name} at {url}; try: curl -F file=@IMAGE {url}/v1/predict   (Ctrl-C ends it)\n")
-    with contextlib.suppress(KeyboardInterrupt, Terminated):
-        threading.Event().wait()
-    stop()
-    return Result(model=name, url=url)
-
-
-@app.command
 def promote(model: str, *, reason: str, tracking: str | None = None) -> Result:
     """Make a registered model the champion, and write down why.
 
@@ -194,13 +188,21 @@ def promote(model: str, *, reason: str, tracking: str | None = None) -> Result:
     return Result(model=f"{name}/{version.version}", alias=registry.CHAMPION, reason=reason)
 
 
-def _model(reference: str | None, uri: str | None) -> tuple[Path, str]:
-    """The bundle of a registered model on this machine, and name/version."""
+@app.command
+def rollback(model: str, *, reason: str, tracking: str | None = None) -> Result:
+    """Make the champion before this one the champion again; a service that follows it answers with it at once.
+
+    Args:
+        model: its name in the registry.
+        reason: kept with the version that goes.
+        tracking: the registry's server; by default $MLFLOW_TRACKING_URI or the embedded one.
+    """
     from medray.tracking import registry
     from medray.tracking.run import client
 
-    mlflow = client(uri)
-    return registry.fetch(mlflow, reference or registry.newest_champion(mlflow))
+    name = model.removesuffix(f"@{registry.CHAMPION}")
+    back, gone = registry.rollback(client(tracking), name, reason)
+    return Result(model=f"{name}/{back}", alias=registry.CHAMPION, instead_of=f"{name}/{gone}", reason=reason)
 
 
 @config_app.command

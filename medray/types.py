@@ -227,3 +227,5 @@ class Prediction:
     """Regression: name -> (low, high) at the bundle's level."""
     quality: Mapping[str, float] = field(default_factory=dict)
     """Measures of the image itself, see imaging/quality.py."""
+    uncalibrated: Array | None = None
+    """(K,) the network's own probabilities, where `scores` are calibrated ones."""

@@ -25,8 +25,9 @@ from medray.cluster import Allotment
 from medray.config import ConfigError
 from medray.imaging.isolation.decoder import read_isolated
 from medray.inference import outputs, records
+from medray.inference.about import Facts
 from medray.inference.cases import Item
-from medray.inference.ensemble import Ensemble, Facts
+from medray.inference.ensemble import Ensemble
 from medray.inference.records import Record
 from medray.types import Case, InputError, Prediction
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from medray.bundle import ModelBundle
 from medray.bundle import load as load_bundle
 from medray.config import ConfigError
+from medray.inference.about import Facts
 from medray.inference.dense import measured, on_patient_grid
 from medray.sections.inference import WindowSection
 from medray.types import Array, Case, InputError, Prediction
@@ -21,32 +22,6 @@ from medray.types import Array, Case, InputError, Prediction
 if TYPE_CHECKING:
     from medray.inference.predictor import Predictor
     from medray.tasks.segmentation import Segmentation
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of a model before its network is in memory."""
-
-    name: str
-    digest: str
-    """sha256 that names the bytes of all its bundles."""
-    task: str
-    """Name of the task's plug-in."""
-    dense: bool
-    """Whether it answers with a mask."""
-    axes: int
-    """Of the images that it takes."""
-    channels: int
-    classes: tuple[str, ...]
-    structures: tuple[str, ...]
-    """What a mask holds, from its value 1 on; of overlapping regions in their order."""
-    outputs: tuple[str, ...]
-    """What its probabilities are of."""
-    members: int = 1
-
-    def __str__(self) -> str:
-        parts = [f"a {self.task} of {', '.join(self.outputs)}", f"on {self.axes}D images"]
-        return " ".join([*parts, f"with {self.channels} channels"])
 
 
 def facts_of(bundles: Sequence[ModelBundle]) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from medray.inference.window import sliding_window
 from medray.networks.layers import Features, bottleneck, feature_layer
 from medray.types import Array, Case, Source
 
+Turn = Callable[[Callable[[], Tensor]], Tensor]
+"""Calls a function when the device is free, and gives what it gives."""
 SMALLEST_CHANCE = 1e-6
 """Log odds are cut at this probability and at 1 less it."""
 
@@ -45,7 +48,11 @@ class Explanation:
 
 
 def explain(
-    predictor: Predictor, source: Source | Case, method: str = "gradcam", target: str | int | None = None
+    predictor: Predictor,
+    source: Source | Case,
+    method: str = "gradcam",
+    target: str | int | None = None,
+    turn: Turn | None = None,
 ) -> Explanation:
     """What of an image speaks for a class.
 
@@ -58,6 +65,7 @@ def explain(
         source: the image.
         method: a name of attribution.METHODS.
         target: a class, by name or index; by default the likeliest, of a dense network the largest structure.
+        turn: where others use the device too, how each pass waits for it.
 
     Raises:
         InputError: the image cannot be read, or is not what this model takes.
@@ -69,9 +77,17 @@ def explain(
     batch = torch.from_numpy(np.ascontiguousarray(image))[None].to(predictor.device)
     chosen = likeliest(predictor, batch) if target is None else index_of(predictor, target)
     probe = probe_of(predictor, chosen)
-    heat = in_unit(heat_of(predictor, probe, METHODS[method], batch)).cpu().numpy()
+    run = METHODS[method]
+    if turn is not None:
+        run = _in_turn(run, turn)
+    heat = in_unit(heat_of(predictor, probe, run, batch)).cpu().numpy()
     restored = restore(heat[None], case.affine, raw, order=1)[0]
     return Explanation(method, targets(predictor)[chosen], heat, case, raw, np.clip(restored, 0, 1))
+
+
+def _in_turn(run: Method, turn: Turn) -> Method:
+    """The same method, each of whose images waits for its turn."""
+    return lambda probe, image: turn(lambda: run(probe, image))
 
 
 def check_method(predictor: Predictor, method: str) -> None:

@@ -21,7 +21,7 @@ from medray.imaging.writer import write_nifti, write_png
 from medray.types import Array, Case, Prediction, SeriesRef
 
 if TYPE_CHECKING:
-    from medray.inference.ensemble import Facts
+    from medray.inference.about import Facts
 
 DICOM_TEXT = 64
 """Characters of a name in a DICOM object."""

@@ -75,6 +75,8 @@ class Trust:
         """The answer for one case from the network's probabilities (K,)."""
         calibrated = self.calibrated(scores[None])
         answer = task.decode(case_id, calibrated[0], warnings)
+        if self.temperature != 1.0:
+            answer = replace(answer, uncalibrated=scores)
         if self.interval is not None:
             low, high = self.interval.around(answer.scores)
             ends = zip(self.classes, low.tolist(), high.tolist(), strict=True)

@@ -98,7 +98,7 @@ class ServeSection(Section):
     max_queued_requests: Count = 64
     """Requests that one ingress has accepted and not answered; beyond them 429 and when to come back."""
     max_batch: Count = 16
-    """Images, of different requests too, in one forward pass; of volumes a bundle's window.batch is the least."""
+    """Images, of different requests too, in one forward pass; of windows as many as the bundle's window.batch says."""
     batching: bool = True
     """Whether requests share forward passes; without, an answer does not depend on the others to the last bit."""
     max_upload_mb: Positive = 512.0
@@ -106,6 +106,8 @@ class ServeSection(Section):
     """Longest time of an upload."""
     upload_kb_per_s: NonNegative = 16.0
     """Slower uploads are ended, after 5 s of grace."""
+    uploads_mb: Positive = 2048.0
+    """Of all uploads that one ingress is reading."""
     sync_voxels: Count = 64_000_000
     """Volumes with more become jobs."""
     jobs: Count = 64

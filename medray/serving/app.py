@@ -1,175 +1,229 @@
-"""The champion on Ray Serve: POST /v1/predict takes one image and answers as Predictor does.
+"""The service on Ray Serve: three deployments around plain classes, and how they are started and changed.
 
-Annotations are evaluated here: FastAPI reads those of the deployment's methods after Serve has moved them.
+ingress  serving/api.py       many slots, no CPU of its own: reads, checks and decodes uploads
+model    serving/engine.py    autoscaled, with CPUs or a GPU: all models that are served, and one lane to the device
+desk     serving/desk.py      one small process: jobs, results, counters, audit, metrics
 """
 
+from __future__ import annotations
+
 import asyncio
+import hashlib
+import json
 import logging
-import time
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
-from python_multipart.multipart import parse_options_header
 from ray import serve
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
-from medray.imaging.isolation.decoder import Decoder
-from medray.inference.predictor import Predictor
 from medray.sections.service import ServeSection
-from medray.types import Case, InputError, Prediction
+from medray.serving.lines import DeskLine, ModelLine, answered, boxed
+from medray.serving.messages import Answered, Asked, Entry, Job
+from medray.types import Array, Case, InputError
 
-STATUS = {
-    "unsupported_type": 415,
-    "too_large": 413,
-    "too_large_decompressed": 413,
-    "too_many_pixels": 413,
-    "too_many_voxels": 413,
-    "too_many_files": 413,
-}
-"""HTTP status of an InputError's code; what can be decoded but is wrong is 422."""
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
-
-FORM_HINT = "curl -F file=@image.png"
-
-
-class RequestRefused(Exception):
-    """A request that never reaches the reader."""
-
-    def __init__(self, status: int, code: str, detail: str, hint: str = "") -> None:
-        super().__init__(code)
-        self.status, self.code, self.detail, self.hint = status, code, detail, hint
+NAME = "medray"
+SLOTS = 4096
+"""Requests that an ingress holds at once; most of them may be uploads that hardly come."""
+SWITCH_S = 5e-4
+"""How long a Python thread may hold up another: by default 10 times that, which a forward pass would wait for at each
+of its layers."""
+QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
 
-def application(folder: Path, model: str, cfg: ServeSection) -> Any:
-    """The Serve application that answers with the bundle in `folder`.
+class Model:
+    """A replica of `model`."""
+
+    def __init__(self, settings: Mapping[str, Any], cpus: float) -> None:
+        import torch
+
+        from medray.serving.engine import Engine
+
+        sys.setswitchinterval(SWITCH_S)
+        torch.set_num_threads(max(1, int(cpus)))
+        cfg = ServeSection.model_validate(settings)
+        self._engine = Engine(cfg, cfg.device)
+
+    async def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Serve what `configured` says; called by Serve at the start and at every change."""
+        lineup, standby = ([Entry.of(plain) for plain in config[part]] for part in ("lineup", "standby"))
+        await asyncio.to_thread(self._engine.serve, lineup, standby)
+
+    @answered
+    async def predict(self, asked: Asked, raw: Case) -> Answered:
+        """See messages.Models."""
+        return await self._engine.predict(asked, raw)
+
+    async def follow(self, asked: Asked, raw: Case) -> AsyncIterator[Any]:
+        """See messages.Models."""
+        try:
+            async for news in self._engine.follow(asked, raw):
+                yield news
+        except Exception as error:
+            if not isinstance(error, InputError) and type(error).__name__ != "Refused":
+                raise
+            yield error.with_traceback(None)
+
+    @answered
+    async def infer(self, model: str, images: Array) -> tuple[Entry, Array]:
+        """See messages.Models."""
+        return await self._engine.infer(model, images)
+
+    @answered
+    async def models(self) -> list[dict[str, Any]]:
+        """See messages.Models."""
+        return await self._engine.models()
+
+    @answered
+    async def card(self, model: str) -> dict[str, Any]:
+        """See messages.Models."""
+        return await self._engine.card(model)
+
+
+class DeskReplica:
+    """The replica of `desk`."""
+
+    def __init__(self, settings: Mapping[str, Any], models: DeploymentHandle) -> None:
+        from medray.serving.desk import Desk
+
+        self._desk = Desk(ServeSection.model_validate(settings), ModelLine(models), boxed)
+
+    @answered
+    async def record(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """See messages.Desk."""
+        await self._desk.record(events)
+
+    @answered
+    async def take(self, caller: str) -> float:
+        """See messages.Desk."""
+        return await self._desk.take(caller)
+
+    @answered
+    async def submit(self, job: Job, raw: Case) -> dict[str, Any]:
+        """See messages.Desk."""
+        return await self._desk.submit(job, raw)
+
+    @answered
+    async def job(self, job_id: str, caller: str) -> dict[str, Any]:
+        """See messages.Desk."""
+        return await self._desk.job(job_id, caller)
+
+    @answered
+    async def jobs(self, caller: str) -> list[dict[str, Any]]:
+        """See messages.Desk."""
+        return await self._desk.jobs(caller)
+
+    @answered
+    async def cancel(self, job_id: str, caller: str) -> dict[str, Any]:
+        """See messages.Desk."""
+        return await self._desk.cancel(job_id, caller)
+
+    @answered
+    async def keep(self, caller: str, kept: Any) -> None:
+        """See messages.Desk."""
+        await self._desk.keep(caller, kept)
+
+    @answered
+    async def kept(self, request_id: str, caller: str) -> Any:
+        """See messages.Desk."""
+        return await self._desk.kept(request_id, caller)
+
+    @answered
+    async def metrics(self) -> str:
+        """See messages.Desk."""
+        return await self._desk.metrics()
+
+    @answered
+    async def drift(self) -> list[dict[str, Any]]:
+        """See messages.Desk."""
+        return await self._desk.drift()
+
+    @answered
+    async def agreement(self) -> list[dict[str, Any]]:
+        """See messages.Desk."""
+        return await self._desk.agreement()
+
+
+@serve.ingress()
+class IngressReplica:
+    """A replica of `ingress`."""
+
+    def __init__(self, settings: Mapping[str, Any], models: DeploymentHandle, desk: DeploymentHandle) -> None:
+        self._settings, self._models, self._desk = settings, models, desk
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """What answers HTTP; Serve asks for it in the replica."""
+        from medray.serving.api import build
+        from medray.serving.ingress import Ingress
+
+        cfg = ServeSection.model_validate(self._settings)
+        return build(Ingress(cfg, ModelLine(self._models), DeskLine(self._desk)))
+
+
+def application(
+    lineup: Sequence[Entry], cfg: ServeSection, cpus: float, gpu: bool, standby: Sequence[Entry] = ()
+) -> Any:
+    """The Serve application.
 
     Args:
-        folder: a bundle, seen by every node that may run a replica.
-        model: name/version, in every answer.
-        cfg: replicas and limits.
+        lineup: what is served, the first by default.
+        cfg: the settings.
+        cpus: of each model replica, and its threads.
+        gpu: whether each has a GPU.
+        standby: what is loaded too, and not asked.
     """
-    api = FastAPI(title="medray", description="Research use only. Not a medical device.", docs_url=None, redoc_url=None)
-
-    @serve.deployment(
-        name="model",
-        max_ongoing_requests=cfg.max_ongoing_requests,
-        autoscaling_config={
-            "min_replicas": cfg.min_replicas,
-            "max_replicas": cfg.max_replicas,
-            "target_ongoing_requests": cfg.target_ongoing_requests,
-        },
-    )
-    @serve.ingress(api)
-    class Model:
-        def __init__(self) -> None:
-            self.predictor = Predictor(folder)
-            self.decoder = Decoder(limits=self.predictor.limits)
-
-        @api.get("/v1/health")
-        def health(self) -> dict[str, str]:
-            """Ready: the model is loaded and gave its golden answer."""
-            return {"status": "ready", "model": model}
-
-        @api.post("/v1/predict")
-        async def predict(self, request: Request) -> JSONResponse:
-            """One image, as the request's body or as multipart field `file`."""
-            try:
-                started = time.perf_counter()
-                body = await read_body(request, cfg.max_upload_mb)
-                case = await asyncio.to_thread(self.decoder.read, body)
-                answer = await asyncio.to_thread(self.predictor.predict, case)
-                seconds = time.perf_counter() - started
-                return JSONResponse(as_json(answer, model, seconds, volume_unit(case) if answer.volumes else ""))
-            except InputError as error:
-                return problem(STATUS.get(error.code, 422), error.code, error.detail, error.hint)
-            except RequestRefused as refused:
-                return problem(refused.status, refused.code, refused.detail, refused.hint)
-
-    return Model.bind()  # type: ignore[attr-defined]
-
-
-async def read_body(request: Request, limit_mb: float) -> bytes:
-    """The image's bytes, refused by their announced size before any is read.
-
-    Raises:
-        RequestRefused: no length, too long, a broken multipart body, or none or several files in it.
-    """
-    length = request.headers.get("content-length", "")
-    if not (length.isascii() and length.isdigit()):
-        raise RequestRefused(411, "length_required", "the request has no Content-Length", "send the length of the body")
-    if int(length) > limit_mb * 2**20:
-        raise RequestRefused(413, "too_large_upload", f"{int(length)} bytes, at most {limit_mb:g} MiB are taken")
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return await request.body()
-    return await _file_of_form(request)
-
-
-async def _file_of_form(request: Request) -> bytes:
-    """The one file of a multipart form that is whole: starlette takes a form that was cut for one without a file."""
-    _, options = parse_options_header(request.headers["content-type"])
-    if not (await request.body()).rstrip().endswith(b"--" + options.get(b"boundary", b"--") + b"--"):
-        raise RequestRefused(400, "bad_multipart", "the form does not end with its boundary", FORM_HINT)
-    try:
-        async with request.form(max_files=1, max_fields=8) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise RequestRefused(400, "no_file", "the form has no file in its field 'file'", FORM_HINT)
-            return await file.read()
-    except (HTTPException, MultiPartException) as error:
-        detail = error.detail if isinstance(error, HTTPException) else error.message
-        if "Too many" in detail:
-            raise RequestRefused(413, "too_many_parts", "more than one file or 8 fields", FORM_HINT) from None
-        raise RequestRefused(400, "bad_multipart", "the form cannot be read", FORM_HINT) from None
-
-
-def as_json(answer: Prediction, model: str, seconds: float, unit: str = "") -> dict[str, Any]:
-    """The answer's body; `unit` is that of the volumes of a segmentation, which has no predictions but structures.
-
-    What the answer does not have is left out: quality, conformal_set, structures.
-    """
-    scores = zip(answer.classes, answer.scores.tolist(), strict=True) if len(answer.scores) else ()
-    body: dict[str, Any] = {
-        "model": model,
-        "labels": list(answer.labels),
-        "predictions": [{"label": name, "probability": score} for name, score in scores],
-        "warnings": list(answer.warnings),
-        "seconds": round(seconds, 4),
-        "notice": "Research use only. Not a medical device.",
+    settings = cfg.model_copy(update={"device": "cuda" if gpu else "cpu"}).model_dump(mode="json")
+    scaling = {
+        "min_replicas": cfg.min_replicas,
+        "max_replicas": cfg.max_replicas,
+        "target_ongoing_requests": cfg.target_ongoing_requests,
+        "upscale_delay_s": cfg.upscale_delay_s,
+        "downscale_delay_s": cfg.downscale_delay_s,
     }
-    if answer.quality:
-        body["quality"] = {name: float(f"{value:.4g}") for name, value in answer.quality.items()}
-    if answer.conformal_set is not None:
-        body["conformal_set"] = list(answer.conformal_set)
-    if answer.mask is not None:
-        body["structures"] = [{"label": name, "volume": size, "unit": unit} for name, size in answer.volumes.items()]
-    return body
+    model = _deployment(
+        Model,
+        settings,
+        name="model",
+        autoscaling_config=scaling,
+        max_ongoing_requests=cfg.max_ongoing_requests,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": int(gpu)},
+        user_config={"lineup": [one.as_dict() for one in lineup], "standby": [one.as_dict() for one in standby]},
+    ).bind(settings, cpus)
+    small = {"max_ongoing_requests": SLOTS, "ray_actor_options": {"num_cpus": 0}}
+    desk = _deployment(DeskReplica, settings, name="desk", num_replicas=1, **small).bind(settings, model)
+    ingress = _deployment(IngressReplica, settings, name="ingress", num_replicas=cfg.ingresses, **small)
+    return ingress.bind(settings, model, desk)
 
 
-def volume_unit(case: Case) -> str:
-    """The unit of Prediction.volumes for a raw case."""
-    if case.unit != "mm":
-        return "voxels"
-    return "mL" if case.spatial_dims == 3 else "mm2"
+def _deployment(kind: Any, settings: Mapping[str, Any], **options: Any) -> Any:
+    """A deployment whose replicas stay when nothing but its user_config changes."""
+    told = json.dumps([version("medray"), settings, {**options, "user_config": None}], sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    return serve.deployment(**options)(kind).options(version=digest, _internal=True)
 
 
-def problem(status: int, code: str, detail: str, hint: str) -> JSONResponse:
-    """An error as RFC 9457 says."""
-    body = {"type": "about:blank", "title": code.replace("_", " "), "status": status, "code": code, "detail": detail}
-    return JSONResponse({**body, "hint": hint}, status, media_type="application/problem+json")
+def start(cfg: ServeSection) -> str:
+    """Start Serve's HTTP server on the connected cluster; the service's address."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"host": cfg.host, "port": cfg.port, "request_timeout_s": None}
+    if cfg.certificate is not None:
+        options |= {"ssl_certfile": str(cfg.certificate), "ssl_keyfile": str(cfg.private_key)}
+    serve.start(http_options=options, logging_config=QUIET)
+    host = f"[{cfg.host}]" if ":" in cfg.host else cfg.host
+    return f"{'https' if cfg.certificate else 'http'}://{host}:{cfg.port}"
+
+
+def deploy(target: Any) -> None:
+    """Deploy an application, or change the one that runs; returns when all replicas are as it says."""
+    serve.run(target, name=NAME, route_prefix="/", logging_config=QUIET)
 
 
 def stop() -> None:
     """Take the service off the cluster, which may go on without it."""
-    serve.delete("medray")
-
-
-def run(folder: Path, model: str, cfg: ServeSection) -> str:
-    """Start Serve on the connected cluster and deploy; returns the service's address."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": cfg.host, "port": cfg.port})
-    serve.run(application(folder, model, cfg), name="medray", route_prefix="/")
-    return f"http://{cfg.host}:{cfg.port}"
+    serve.delete(NAME)

@@ -20,6 +20,8 @@ from medray.tracking.run import RunRecord
 
 CHAMPION = "champion"
 CANDIDATE = "candidate"
+PREVIOUS = "medray.previous"
+"""Tag of a champion: the version that was it before."""
 
 
 class RegistryError(LookupError):
@@ -104,9 +106,29 @@ def _only_if_missing(error: MlflowException) -> None:
 
 
 def promote(mlflow: MlflowClient, name: str, version: str, reason: str) -> None:
-    """Make a version the champion and write down why."""
+    """Make a version the champion and write down why, and who was it before."""
+    before = find(mlflow, name, CHAMPION)
+    if before is not None and str(before.version) != version:
+        mlflow.set_model_version_tag(name, version, PREVIOUS, str(before.version))
     mlflow.set_model_version_tag(name, version, "medray.promoted", reason)
     mlflow.set_registered_model_alias(name, CHAMPION, version)
+
+
+def rollback(mlflow: MlflowClient, name: str, reason: str) -> tuple[str, str]:
+    """Make the champion before this one the champion again; both versions, the old one first.
+
+    Raises:
+        RegistryError: there is none.
+    """
+    now = find(mlflow, name, CHAMPION)
+    if now is None:
+        raise RegistryError(f"the registry has no '{name}@{CHAMPION}'; there are: {_known(mlflow)}")
+    before = now.tags.get(PREVIOUS)
+    if before is None or find(mlflow, name, before) is None:
+        raise RegistryError(f"{name}/{now.version} has no champion before it; medray promote {name}@VERSION names one")
+    mlflow.set_model_version_tag(name, str(now.version), "medray.rolled_back", reason)
+    mlflow.set_registered_model_alias(name, CHAMPION, before)
+    return before, str(now.version)
 
 
 def newest_champion(mlflow: MlflowClient) -> str:

@@ -25,7 +25,7 @@ from medray.tracking import pseudonyms, registry
 from medray.tracking.registry import Standing
 from medray.tracking.run import RunRecord, flatten
 from medray.training import illustrate, illustrate_dense
-from medray.training.contract import contract_of
+from medray.training.contract import drift_of, seen_of
 from medray.training.goal import monitor_of, monitor_sign, task_of
 from medray.training.worker import Outcome
 from medray.types import Array, InputError
@@ -60,15 +60,15 @@ def save_bundle(
         trust: what validation cases said of a training with the same settings, where this one had none.
     """
     task = task_of(experiment, prepared)
-    contract = contract_of(experiment, prepared, outcome.weights)
-    card = {
+    seen = seen_of(experiment, prepared, outcome.weights)
+    card: dict[str, Any] = {
         "classes": list(prepared.dataset.classes),
         "multilabel": prepared.dataset.multilabel,
         "outputs": task.outputs,
         "input": describe_input(experiment, prepared),
         "decision": task.decision,
         "trust": trust_of(experiment, prepared, outcome) if prepared.split.val else trust,
-        "contract": None if contract is None else contract.as_dict(),
+        "contract": None if seen is None else seen.contract.as_dict(),
         "metrics": _finite(outcome.metrics),
         "intervals": intervals(experiment, prepared, outcome),
         "cases": {name: len(prepared.rows(name)) for name in ("train", "val", "test")},
@@ -76,8 +76,9 @@ def save_bundle(
         "split": prepared.split_fingerprint,
         "environment": environment(),
     }
+    card["drift"] = drift_of(experiment, prepared, outcome.scores, card, seen)
     settled = experiment.model_copy(update={"task": task.settled})
-    return bundles.save(folder, settled, outcome.weights, card, {} if contract is None else contract.files())
+    return bundles.save(folder, settled, outcome.weights, card, {} if seen is None else seen.contract.files())
 
 
 def describe_input(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:

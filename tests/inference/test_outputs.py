@@ -15,7 +15,8 @@ from medray.imaging import labels
 from medray.imaging.reader import read
 from medray.imaging.writer import write_nifti, write_png
 from medray.inference import outputs
-from medray.inference.ensemble import Ensemble, Facts
+from medray.inference.about import Facts
+from medray.inference.ensemble import Ensemble
 from medray.inference.outputs import Wanted, dicom_text
 from medray.types import Array, Case, Prediction, SeriesRef
 

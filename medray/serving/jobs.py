@@ -1,0 +1,160 @@
+"""Questions that nobody waits for: they run when there is room, tell how far they are, and outlive who runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from medray.sections.service import ServeSection
+from medray.serving.messages import Answered, Job, Models
+from medray.serving.problems import Refused, refusal_of
+from medray.serving.respond import stamp
+from medray.types import Case, InputError
+
+State = Literal["pending", "running", "completed", "failed", "cancelled"]
+Finish = Callable[[Job, Case, Answered], Awaitable[dict[str, Any]]]
+"""Keeps the answer of a job; what its JSON is."""
+Tell = Callable[[Job, Answered | None, Refused | None], Awaitable[None]]
+"""Writes down how a job ended."""
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    job: Job
+    size: int
+    created: float = field(default_factory=time.time)
+    state: State = "pending"
+    progress: float = 0.0
+    ended: float | None = None
+    model: str | None = None
+    problem: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    task: asyncio.Task[None] | None = None
+
+
+class Jobs:
+    """All jobs of a service."""
+
+    def __init__(self, cfg: ServeSection, models: Models, finish: Finish, tell: Tell) -> None:
+        self._cfg, self._models, self._finish, self._tell = cfg, models, finish, tell
+        self._jobs: dict[str, _Running] = {}
+        self._room = asyncio.Semaphore(2 * cfg.max_replicas)
+
+    def submit(self, job: Job, raw: Case) -> dict[str, Any]:
+        """Start a job, or say how the one of this id is.
+
+        Raises:
+            Refused: too many wait, or they take too much memory.
+        """
+        self._forget()
+        job_id = job.asked.request_id
+        if job_id not in self._jobs:
+            open_jobs = [one for one in self._jobs.values() if one.ended is None]
+            size = raw.image.nbytes + len(job.source)
+            held = sum(one.size for one in open_jobs)
+            if len(open_jobs) >= self._cfg.jobs or (open_jobs and held + size > self._cfg.keep_mb * 2**20):
+                fact = f"{len(open_jobs)} jobs wait or run"
+                raise Refused(429, "too_many_jobs", fact, "wait until one has ended", {"Retry-After": "10"})
+            running = self._jobs[job_id] = _Running(job, size)
+            running.task = asyncio.ensure_future(self._run(running, raw))
+        return self._told(self._jobs[job_id])
+
+    def state(self, job_id: str, owner: str) -> dict[str, Any]:
+        """How a job is; `owner` is who may know, empty for all.
+
+        Raises:
+            Refused: there is none, or none any more.
+        """
+        return self._told(self._find(job_id, owner))
+
+    def all(self, owner: str) -> list[dict[str, Any]]:
+        """All jobs of an owner, without their results."""
+        self._forget()
+        mine = [one for one in self._jobs.values() if owner in ("", one.job.caller)]
+        return [{**self._told(one), "result": None} for one in mine]
+
+    def cancel(self, job_id: str, owner: str) -> dict[str, Any]:
+        """End a job that has not ended; raises as `state`."""
+        running = self._find(job_id, owner)
+        if running.ended is None and running.task is not None:
+            running.task.cancel()
+            self._end(running, "cancelled")
+        return self._told(running)
+
+    @property
+    def open(self) -> int:
+        """Jobs that wait or run."""
+        return sum(one.ended is None for one in self._jobs.values())
+
+    async def _run(self, running: _Running, raw: Case) -> None:
+        refused: Refused | None = None
+        answered: Answered | None = None
+        try:
+            async with self._room:
+                running.state = "running"
+                async for news in self._models.follow(running.job.asked, raw):
+                    if isinstance(news, Answered):
+                        answered = news
+                    else:
+                        running.progress = max(running.progress, round(news, 4))
+                if answered is None:
+                    raise RuntimeError("the model ended without an answer")
+                running.model = answered.entry.reference
+                running.result = await self._finish(running.job, raw, answered)
+        except InputError as error:
+            refused = refusal_of(error)
+        except Refused as error:
+            refused = error
+        except asyncio.CancelledError:
+            await self._tell(running.job, None, Refused(499, "cancelled", "it was cancelled"))
+            raise
+        except Exception:
+            refused = Refused(503, "job_failed", "the models failed", "send it again")
+        try:
+            await self._tell(running.job, answered if refused is None else None, refused)
+        except OSError:
+            refused = Refused(503, "audit_unavailable", "the answer cannot be recorded, so it is not given")
+        if refused is not None:
+            running.result = None
+            running.problem = {"status": refused.status, "code": refused.code, "detail": refused.detail}
+            running.problem |= {"title": refused.code.replace("_", " "), "hint": refused.hint}
+        self._end(running, "completed" if refused is None else "failed")
+
+    def _end(self, running: _Running, state: State) -> None:
+        running.state, running.ended = state, time.time()
+        running.size = 0
+        if state == "completed":
+            running.progress = 1.0
+
+    def _find(self, job_id: str, owner: str) -> _Running:
+        self._forget()
+        running = self._jobs.get(job_id)
+        if running is None or owner not in ("", running.job.caller):
+            raise Refused(404, "no_job", "there is no such job", "a job is forgotten some time after its end")
+        return running
+
+    def _forget(self) -> None:
+        """Leave out what ended long ago."""
+        oldest = time.time() - self._cfg.keep_s
+        for job_id in [job_id for job_id, one in self._jobs.items() if one.ended is not None and one.ended < oldest]:
+            del self._jobs[job_id]
+
+    def _told(self, running: _Running) -> dict[str, Any]:
+        job_id = running.job.asked.request_id
+        links = {"self": f"/v1/jobs/{job_id}"}
+        if running.result is not None:
+            links["result"] = f"/v1/results/{job_id}"
+        return {
+            "id": job_id,
+            "state": running.state,
+            "progress": running.progress,
+            "created": stamp(running.created),
+            "expires": None if running.ended is None else stamp(running.ended + self._cfg.keep_s),
+            "model": running.model,
+            "links": links,
+            "problem": running.problem,
+            "result": running.result,
+        }

@@ -224,7 +224,7 @@ def _network(experiment: Experiment, io: NetworkIO, weights: Path) -> nn.Module:
 
     from medray.networks.build import build as build_network
 
-    network = build_network(experiment.network, io, experiment.seed).network
+    network = build_network(experiment.network, io, experiment.seed, known=True).network
     network.load_state_dict(load_file(weights), strict=True)
     return network.eval()
 

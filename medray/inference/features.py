@@ -21,7 +21,7 @@ from medray.config import ConfigError
 from medray.inference.classical import Head, scores
 from medray.inference.whole import windowing
 from medray.inference.window import Windowing, stream
-from medray.networks.layers import bottleneck, feature_layer
+from medray.networks.layers import bottleneck, last_linear
 from medray.sections.inference import WindowSection
 from medray.types import Array, Case, NetworkIO, Source
 
@@ -67,7 +67,7 @@ class Embedder:
         """
         self._network = network
         self._dense = io.dense
-        name = bottleneck(network, io) if io.dense else feature_layer(network, io).linear
+        name = bottleneck(network, io) if io.dense else last_linear(network)
         if name is None:
             raise ConfigError(["network.name: the network has no feature map of which a mean could be taken"])
         self._part = network.get_submodule(name)

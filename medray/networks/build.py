@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from medray.config import ConfigError, load_plugin
 from medray.networks.layers import families, run_shapes
+from medray.networks.quick import import_torchvision
 from medray.sections.base import NetworkSection
 from medray.types import InputError, NetworkIO
 
@@ -42,8 +43,10 @@ class Built:
     """Parameters and buffers that kept their initial values because the file does not name them."""
 
 
-def build(cfg: NetworkSection, io: NetworkIO, seed: int) -> Built:
+def build(cfg: NetworkSection, io: NetworkIO, seed: int, known: bool = False) -> Built:
     """The network that `cfg` describes; its initial weights depend on `seed` alone, and no global generator moves.
+
+    One that is `known` to take its grid, as a bundle's has, is not tried: that would import torch's compiler.
 
     Raises:
         ConfigError: where the family cannot take such a grid, or `cfg.weights` does not fit.
@@ -52,13 +55,15 @@ def build(cfg: NetworkSection, io: NetworkIO, seed: int) -> Built:
         raise ConfigError(["network.freeze: needs network.weights; without them nothing would be learned"])
     # Only the CPU's generator is forked and seeded: weights are made there, and torch.manual_seed
     # would seed every accelerator for good.
+    import_torchvision()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         family = load_plugin("networks", cfg.name)
         _check_kind(cfg.name, io, getattr(family, "DENSE", False))
         network: nn.Module = family.build(cfg, io)
         _initialise(network, cfg.init)
-        _check_grid(network, cfg.name, io)
+        if not known:
+            _check_grid(network, cfg.name, io)
     if cfg.weights is None:
         return Built(network)
     built = _load(network, cfg.weights)

@@ -191,6 +191,11 @@ def feature_map(output: torch.Tensor, features: Features) -> torch.Tensor:
     return patches.reshape(*patches.shape[:2], *features.tokens)
 
 
+def last_linear(network: nn.Module) -> str:
+    """The last linear layer of a network that answers per case: its input (B, F) is the embedding."""
+    return [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+
+
 def feature_layer(network: nn.Module, io: NetworkIO) -> Features:
     """Where a network that answers per case has its last feature map and its embedding.
 
@@ -200,7 +205,7 @@ def feature_layer(network: nn.Module, io: NetworkIO) -> Features:
     """
     from torchvision.models.vision_transformer import EncoderBlock
 
-    linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+    linear = last_linear(network)
     maps = _maps(network, io, io.size)
     convolved = [index for index, found in enumerate(maps) if found.convolves]
     last = maps[convolved[-1]]

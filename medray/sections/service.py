@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medray.sections.base import AbsolutePath, Count, NonNegative, Positive, Section
 
@@ -40,6 +41,12 @@ class AccessSection(Section):
     """Predictions that one key may ask for in a minute."""
     burst: Count = 20
     """Of them at once."""
+
+    @field_validator("jwks")
+    @classmethod
+    def _absolute(cls, jwks: str | None) -> str | None:
+        """A file is relative to the working folder of the command; replicas have other folders."""
+        return jwks if jwks is None or "://" in jwks else str(Path(jwks).expanduser().absolute())
 
     @model_validator(mode="after")
     def _check(self) -> AccessSection:

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medray.cluster import home
 from medray.sections.service import ServeSection
 from medray.serving.agreement import Agreement
-from medray.serving.audit import AuditLog
+from medray.serving.audit import AuditLog, default_folder
 from medray.serving.jobs import Jobs
 from medray.serving.kept import Kept
 from medray.serving.messages import Answered, Job, Models
@@ -28,7 +27,7 @@ class Desk:
         """Raises ConfigError where another process writes the audit."""
         access = cfg.access
         self._cfg, self._models, self._box = cfg, models, box
-        folder = cfg.audit.folder or home() / "audit"
+        folder = cfg.audit.folder or default_folder()
         self._audit = AuditLog(folder, cfg.audit.keep_days) if cfg.audit.on else None
         self._rates = Rates(access.per_minute, access.burst) if access.per_minute else None
         self._monitor = Monitor(cfg.drift)

@@ -198,7 +198,7 @@ class Client:
         return list(self.ask("GET", "/v1/drift").json()["models"])
 
     def feedback(self, request_id: str, correct: bool, label: Words = None) -> None:
-        """Tell whether an answer was right, and which label would have been."""
+        """Tell whether an answer that was kept was right, and which label would have been."""
         self.ask("POST", "/v1/feedback", False, json={"request_id": request_id, "correct": correct, "label": label})
 
     def ready(self) -> bool:

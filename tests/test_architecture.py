@@ -20,7 +20,8 @@ ROOMS = [
     {"evaluation"},
     {"training"},
     {"tuning"},
-    {"serving", "benchmarks", "client"},
+    {"serving", "client"},
+    {"benchmarks"},
     {"console"},
     {
         *("cli_access", "cli_data", "cli_evaluate", "cli_export", "cli_inference", "cli_plan", "cli_predict"),

@@ -35,7 +35,7 @@ SIDES = (("A", "S"), ("R", "S"), ("R", "A"))
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class Cut:
     """A plane of the turned volume, or the whole of a 2D image."""
 
     axis: int
@@ -84,14 +84,14 @@ def overlay(
     parts = _checked(case, mask if regions else narrow(mask)[None])
     counts = voxels_of(parts)
     turned, marked = to_ras(case), to_ras(replace(case, image=parts)).image
-    window = window or _window(case.image)
+    window = window or grey_window(case.image)
     panels = []
-    for cut in _cuts(turned, marked[0] != 0 if len(marked) == 1 else np.asarray(marked.any(axis=0)), slices):
-        panel, plane = _canvas(turned, cut, window), cut.of(marked)
+    for cut in cuts(turned, marked[0] != 0 if len(marked) == 1 else np.asarray(marked.any(axis=0)), slices):
+        panel, plane = canvas(turned, cut, window), cut.of(marked)
         for value in counts:
             inside = plane[value - 1] if regions else plane[0] == value
             if inside.any():
-                _outline(panel, _resized(inside, cut.size), colour_of(value))
+                _outline(panel, resized(inside, cut.size), colour_of(value))
         panels.append(picture_of(panel, *_sides(turned, cut)))
     labels = {value: (names or {}).get(value, str(value)) for value in counts}
     if case.spatial_dims == 3 and case.unit == "mm":
@@ -119,11 +119,11 @@ def heat_overlay(
         raise ValueError("heat holds values that are not finite")
     top = limit if limit is not None else float(parts.max())
     turned, hot = to_ras(case), to_ras(replace(case, image=parts)).image
-    window = window or _window(case.image)
+    window = window or grey_window(case.image)
     panels = []
-    for cut in _cuts(turned, np.asarray(hot[0] >= max(top / 2, np.finfo(np.float32).tiny)), slices):
-        panel = _canvas(turned, cut, window)
-        share = np.clip(_resized(cut.of(hot)[0], cut.size) / (top if top > 0 else 1), 0, 1)
+    for cut in cuts(turned, np.asarray(hot[0] >= max(top / 2, np.finfo(np.float32).tiny)), slices):
+        panel = canvas(turned, cut, window)
+        share = np.clip(resized(cut.of(hot)[0], cut.size) / (top if top > 0 else 1), 0, 1)
         panel += HEAT_ALPHA * share[..., None] * (heat_colours(share) - panel)
         panels.append(picture_of(panel, *_sides(turned, cut)))
     return with_scale(arranged(panels), heat_colours(np.linspace(0, 1, 256)), max(top, 0.0))
@@ -135,14 +135,14 @@ def _checked(case: Case, parts: Array) -> Array:
     return parts
 
 
-def _cuts(case: Case, inside: Array, slices: int) -> Iterator[_Cut]:
+def cuts(case: Case, inside: Array, slices: int) -> Iterator[Cut]:
     """The planes to show of a case in RAS order, by where `inside` (*S) is."""
     shape, spacing = inside.shape, case.spacing
     extent = [length * edge for length, edge in zip(shape, spacing, strict=True)]
     if case.spatial_dims == 2:
         side = max(extent) / min(spacing)
         side = min(max(side, FLAT_PX[0]), FLAT_PX[1])
-        yield _Cut(-1, 0, _size(extent, side / max(extent)))
+        yield Cut(-1, 0, _size(extent, side / max(extent)))
         return
     across = np.add.reduce(inside, axis=2, dtype=np.int32)
     counts = [across.sum(axis=1), across.sum(axis=0), inside.sum(axis=(0, 1))]
@@ -152,13 +152,13 @@ def _cuts(case: Case, inside: Array, slices: int) -> Iterator[_Cut]:
         count = min(slices, high - low)
         size = _size((extent[1], extent[0]), (PLANE_PX if count <= 3 else SLICE_PX) / max(extent[:2]))
         for number in range(count):
-            yield _Cut(2, int(low + (high - low) * (number + 0.5) / count), size)
+            yield Cut(2, int(low + (high - low) * (number + 0.5) / count), size)
         return
     for axis in (2, 1, 0):
         weights = counts[axis] if counts[axis].any() else np.ones(shape[axis])
         index = round(float(np.average(np.arange(shape[axis]), weights=weights)))
         wide, high = (extent[other] for other in range(3) if other != axis)
-        yield _Cut(axis, index, _size((high, wide), PLANE_PX / max(extent)))
+        yield Cut(axis, index, _size((high, wide), PLANE_PX / max(extent)))
 
 
 def _size(extent: Sequence[float], scale: float) -> tuple[int, int]:
@@ -166,16 +166,16 @@ def _size(extent: Sequence[float], scale: float) -> tuple[int, int]:
     return rows, columns
 
 
-def _canvas(case: Case, cut: _Cut, window: tuple[float, float]) -> Array:
+def canvas(case: Case, cut: Cut, window: tuple[float, float]) -> Array:
     """The plane as (row, column, 3) float32 from 0 to 255, in the size of its panel."""
     plane = cut.of(case.image)
     if len(plane) == 3 and plane.dtype == np.uint8:
-        return np.stack([_resized(channel, cut.size) for channel in plane], axis=-1).clip(0, 255)
-    grey = (_resized(plane[0], cut.size) - window[0]) * (255 / max(window[1] - window[0], 1e-12))
+        return np.stack([resized(channel, cut.size) for channel in plane], axis=-1).clip(0, 255)
+    grey = (resized(plane[0], cut.size) - window[0]) * (255 / max(window[1] - window[0], 1e-12))
     return np.repeat(grey.clip(0, 255)[..., None], 3, axis=2)
 
 
-def _window(image: Array) -> tuple[float, float]:
+def grey_window(image: Array) -> tuple[float, float]:
     """What becomes black and what white, by a sample of the first channel of an image (C, *S)."""
     first = image[0]
     every = math.ceil((first.size / SAMPLED) ** (1 / first.ndim))
@@ -183,7 +183,7 @@ def _window(image: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _resized(plane: Array, size: tuple[int, int]) -> Array:
+def resized(plane: Array, size: tuple[int, int]) -> Array:
     """(row, column) float32 in another size: smooth where it grows, averaged where it shrinks."""
     from PIL import Image
 
@@ -191,7 +191,7 @@ def _resized(plane: Array, size: tuple[int, int]) -> Array:
     return np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def _sides(case: Case, cut: _Cut) -> tuple[str, str]:
+def _sides(case: Case, cut: Cut) -> tuple[str, str]:
     """The letters of what is on the left and on top; empty where the image does not say where it is."""
     return SIDES[cut.axis] if cut.axis >= 0 and case.unit == "mm" else ("", "")
 

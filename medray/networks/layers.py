@@ -193,7 +193,8 @@ def feature_map(output: torch.Tensor, features: Features) -> torch.Tensor:
 
 def last_linear(network: nn.Module) -> str:
     """The last linear layer of a network that answers per case: its input (B, F) is the embedding."""
-    return [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+    names: list[str] = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    return names[-1]
 
 
 def feature_layer(network: nn.Module, io: NetworkIO) -> Features:

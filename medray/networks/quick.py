@@ -16,7 +16,7 @@ def _is_compile_supported(device: Any) -> bool:
     """The compiler's own answer."""
     from torch._dynamo.utils import is_compile_supported
 
-    return bool(is_compile_supported(device))  # type: ignore[no-untyped-call]
+    return bool(is_compile_supported(device))
 
 
 def import_torchvision() -> None:

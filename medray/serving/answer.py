@@ -14,6 +14,10 @@ SPOKEN: Mapping[str, str] = {
     "constant_image": "every voxel has the same value",
     "implausible_intensity": "values look like negative ones that were read as unsigned",
     "extension_mismatch": "the file's name says another format than its content",
+    "phi_in_header": "the header holds a name or a date of a person",
+    "clipped": "values beyond what the model reads were cut off",
+    "affine_difference": "two places of the image in its header differ a little",
+    "scaling_ignored": "a scaling in the header was not applied",
 }
 """Warnings of the reader, in words."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from medray.bundle import BundleError
 from medray.sections.service import ServeSection
 from medray.serving.agreement import Agreement
 from medray.serving.audit import AuditLog, default_folder
@@ -18,6 +20,9 @@ from medray.serving.rates import Rates
 from medray.serving.respond import SHADOW, document, event, keeping
 from medray.serving.results import Results
 from medray.types import Case
+
+logger = logging.getLogger(__name__)
+LEARN_S = 10.0
 
 
 class Desk:
@@ -33,7 +38,7 @@ class Desk:
         self._monitor = Monitor(cfg.drift)
         self._results = Results(cfg)
         self._jobs = Jobs(cfg, models, self._finish, self._tell)
-        self._known: dict[str, asyncio.Task[None]] = {}
+        self._known: set[str] = set()
         self._agreements: dict[tuple[str, str], Agreement] = {}
         self._writing = asyncio.Lock()
 
@@ -49,13 +54,17 @@ class Desk:
                 await asyncio.to_thread(self._audit.append, requests)
         for one in requests:
             if one["model"] and one["model"] not in self._known:
-                self._known[one["model"]] = asyncio.ensure_future(self._learn(one["model"]))
+                await self._learn(one["model"])
             self._monitor.record(one)
 
     async def _learn(self, reference: str) -> None:
-        """Have the monitor know what a model's training looked like."""
-        card = await self._models.card(reference.replace("/", "@"))
-        self._monitor.reference(reference, card["card"])
+        """Have the monitor know what a model's training looked like; without that its requests are counted alone."""
+        self._known.add(reference)
+        try:
+            card = await asyncio.wait_for(self._models.card(reference.replace("/", "@")), LEARN_S)
+            self._monitor.reference(reference, card["card"])
+        except (TimeoutError, Refused, BundleError) as error:
+            logger.warning("%s is not compared with its training: %s", reference, type(error).__name__)
 
     async def take(self, caller: str) -> float:
         """Seconds that a caller must wait for its next prediction; 0 where it may go on."""

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -65,11 +66,10 @@ class Engine:
         if entry in self._residents:
             return
         known = next((one for other, one in self._residents.items() if _files(other) == _files(entry)), None)
-        resident = Resident(entry, known.predictor if known else self._predictor(entry))
+        resident = Resident(entry, known.predictor if known else Predictor(Path(entry.folder), self._device))
+        if known is None:
+            resident.warm()
         self._residents = {**self._residents, entry: resident}
-
-    def _predictor(self, entry: Entry) -> Predictor:
-        return Predictor(fetched(entry), self._device)
 
     async def predict(self, asked: Asked, raw: Case) -> Answered:
         """The answer; a cancelled one ends at its next pass.
@@ -188,13 +188,6 @@ class Engine:
 
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
-
-
-def fetched(entry: Entry) -> Any:
-    """The folder of a bundle on this node."""
-    from pathlib import Path
-
-    return Path(entry.folder)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, shares: asyncio.Queue[float], share: float) -> None:

@@ -21,6 +21,7 @@ from medray.serving.access import Access, Caller, require
 from medray.serving.agreement import compare
 from medray.serving.decoders import Decoders
 from medray.serving.messages import Answered, Asked, Desk, Job, Models
+from medray.serving.pages import REPORT_POLICY
 from medray.serving.problems import Refused, refusal_of
 from medray.serving.recorder import Recorder
 from medray.serving.render import render
@@ -210,7 +211,7 @@ async def rendered(kept: Any, what: str, **where: Any) -> Response:
         raise Refused(422, "no_such_file", str(error), "see the links of the answer") from None
     headers = {"Content-Disposition": f'inline; filename="{file.filename}"', "Cache-Control": "private, no-store"}
     if what == "report":
-        headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+        headers["Content-Security-Policy"] = REPORT_POLICY
     return Response(file.content, headers=headers, media_type=file.media_type)
 
 

@@ -125,7 +125,7 @@ def _page() -> dict[str, Asset]:
 
 
 def _swagger() -> Path:
-    from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
+    from swagger_ui_bundle import swagger_ui_path
 
     return Path(swagger_ui_path)
 

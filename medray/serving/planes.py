@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from medray.imaging.geometry import to_ras
-from medray.imaging.overlay import SIDES, _canvas, _Cut, _cuts, _resized, _window, colour_of, heat_colours
+from medray.imaging.overlay import SIDES, Cut, canvas, colour_of, cuts, grey_window, heat_colours, resized
 from medray.imaging.writer import png_bytes
 from medray.serving.kept import Kept
 from medray.types import Array, Case
@@ -56,7 +56,7 @@ def layer_png(kept: Kept, axis: int, index: int, layer: str) -> bytes:
         raise ValueError(f"the answer has no layer '{layer}'; it has {', '.join(layers(kept))}")
     cut = _cut(kept.raw, axis, index)
     if layer == "image":
-        plane = np.rint(_canvas(to_ras(kept.raw), cut, _view(kept).window)).astype(np.uint8)
+        plane = np.rint(canvas(to_ras(kept.raw), cut, _view(kept).window)).astype(np.uint8)
         coloured = len(kept.raw.image) == 3 and kept.raw.image.dtype == np.uint8
         return png_bytes(plane if coloured else plane[..., 0])
     if layer == "heat":
@@ -92,19 +92,19 @@ def slices_info(kept: Kept) -> dict[str, Any]:
     return {"axes": axes, "layers": list(layers(kept)), "spacing": list(case.spacing), "unit": case.unit}
 
 
-def _cut(raw: Case, axis: int, index: int) -> _Cut:
+def _cut(raw: Case, axis: int, index: int) -> Cut:
     """The plane, and the size of its picture. Raises ValueError where there is none."""
     case = to_ras(raw)
     extent = [length * edge for length, edge in zip(case.image.shape[1:], case.spacing, strict=True)]
     if case.spatial_dims == 2:
-        return _Cut(-1, 0, _size(extent, min(case.spacing), LONGEST_FLAT_PX))
+        return Cut(-1, 0, _size(extent, min(case.spacing), LONGEST_FLAT_PX))
     if axis not in range(3):
         raise ValueError(f"axis is 0 (sagittal), 1 (coronal) or 2 (axial), not {axis}")
     count = case.image.shape[axis + 1]
     if index not in range(count):
         raise ValueError(f"index is from 0 to {count - 1} on the axis {axis}, not {index}")
     wide, high = (extent[other] for other in range(3) if other != axis)
-    return _Cut(axis, index, _size([high, wide], min(case.spacing), LONGEST_PX))
+    return Cut(axis, index, _size([high, wide], min(case.spacing), LONGEST_PX))
 
 
 def _size(extent: list[float], edge: float, most: int) -> tuple[int, int]:
@@ -138,7 +138,7 @@ def _mask(parts: Array, size: tuple[int, int]) -> Array:
 
 
 def _heat(plane: Array, size: tuple[int, int]) -> Array:
-    steps = np.rint(np.clip(_resized(plane, size), 0, 1) * 255).astype(np.uint8)
+    steps = np.rint(np.clip(resized(plane, size), 0, 1) * 255).astype(np.uint8)
     colours = np.rint(heat_colours(np.linspace(0, 1, 256))).astype(np.uint8)
     return np.concatenate([colours[steps], steps[..., None]], axis=-1)
 
@@ -162,7 +162,7 @@ def _view(kept: Kept) -> _View:
         if known is not None:
             _views.move_to_end(kept.request_id)
             return known
-    found = _View(_window(kept.raw.image), _starts(kept))
+    found = _View(grey_window(kept.raw.image), _starts(kept))
     with _lock:
         _views[kept.request_id] = found
         while len(_views) > REMEMBERED:
@@ -180,5 +180,5 @@ def _starts(kept: Kept) -> tuple[int, ...]:
         inside = _turned(kept, kept.heat)[0] >= kept.heat.max() / 2
     else:
         return tuple(length // 2 for length in to_ras(kept.raw).image.shape[1:])
-    found = {cut.axis: cut.index for cut in _cuts(to_ras(kept.raw), inside, 0)}
+    found = {cut.axis: cut.index for cut in cuts(to_ras(kept.raw), inside, 0)}
     return found[0], found[1], found[2]

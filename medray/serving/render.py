@@ -18,7 +18,7 @@ import numpy as np
 from medray.imaging import archive
 from medray.imaging.geometry import fitted, grid_of, onto
 from medray.imaging.limits import Limits
-from medray.imaging.overlay import _window, heat_overlay, overlay
+from medray.imaging.overlay import grey_window, heat_overlay, overlay
 from medray.imaging.writer import png_bytes, write_nifti
 from medray.inference import outputs
 from medray.inference.outputs import Wanted
@@ -146,7 +146,7 @@ def image_preview(kept: Kept) -> Rendered:
     """
     first = kept.raw.image[:1]
     if first.dtype.kind not in "iu" or first.max() > np.iinfo(np.int16).max or first.min() < np.iinfo(np.int16).min:
-        low, high = _window(first)
+        low, high = grey_window(first)
         first = np.clip((first.astype(np.float32) - low) * (255 / max(high - low, 1e-12)), 0, 255).astype(np.uint8)
     elif first.dtype != np.uint8:
         first = first.astype(np.int16)

@@ -106,7 +106,7 @@ class Fetched:
         if wait and not self._signers:
             # Nobody is known without keys: at a start all wait.
             self._renew().wait(FETCH_S)
-        elif wait:
+        elif wait and self._waiting.acquire(blocking=False):
             try:
                 self._renew().wait(FETCH_S)
             finally:

@@ -124,6 +124,7 @@ function feedback(body, fail) {
   return section("Was this right?", place);
 }
 
+const KINDS = { gzip: "NIfTI", nifti: "NIfTI", dicom: "DICOM", png: "PNG", jpeg: "JPEG", nrrd: "NRRD" };
 const STEPS = ["read", "decode", "preprocess", "queue", "forward", "postprocess", "total"];
 
 function details(body) {
@@ -132,7 +133,7 @@ function details(body) {
   const edges = `${input.spacing.map(short).join(" x ")} ${unit(input.unit)}`;
   const time = STEPS.filter((step) => step in timings).map((step) => `${step} ${short(timings[step])}`).join(" · ");
   return el("details", {}, el("summary", {}, "Details"), terms([
-    ["Image", `${input.kind}, ${shape}`],
+    ["Image", `${KINDS[input.kind] ?? input.kind}, ${shape}`],
     ["Voxel edges", input.unit === "mm" ? edges : ""],
     ["Modality", input.modality === "OT" ? "" : input.modality],
     ["Explanation", body.explanation && `${body.explanation.method} of ${words(body.explanation.target)}`],

@@ -16,7 +16,9 @@ const DENSE = ["none", "gradcam", "gradcam++"];
 
 const answer = byId("answer");
 const fail = (error) => {
-  if (error.name !== "AbortError") answer.prepend(problemOf(error));
+  if (error.name === "AbortError") return;
+  answer.querySelector(":scope > .problem")?.remove();
+  answer.prepend(problemOf(error));
 };
 const viewer = new Viewer(byId("viewer"), fail);
 const state = { models: [], stop: null, history: [] };
@@ -165,6 +167,7 @@ byId("model").addEventListener("change", offerMethods);
 byId("card-button").addEventListener("click", showCard);
 byId("card").addEventListener("click", (event) => { if (event.target === byId("card")) byId("card").close(); });
 byId("key-button").addEventListener("click", async () => { if (await askKey(null)) loadModels(); });
+byId("key-cancel").addEventListener("click", () => byId("key-dialog").close(""));
 byId("work-cancel").addEventListener("click", () => state.stop?.abort());
 for (const name of ["files", "folder"]) {
   byId(name).addEventListener("change", (event) => {

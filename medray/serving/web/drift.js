@@ -19,11 +19,12 @@ async function load() {
 
 function modelOf(model) {
   const { answers, window: newest, enough, drifted, checks = [], warnings = {} } = model;
-  const text = !enough ? `Too few answers yet: ${answers}.` : drifted ? "Some have moved: look at the images, and at the model." : "Nothing has moved.";
+  const counted = `${answers} answer${answers === 1 ? "" : "s"}`;
+  const text = !enough ? `Too few to say: ${counted} so far.` : drifted ? "Some have moved: look at the images, and at the model." : "Nothing has moved.";
   return el("section", { class: "drift-model" },
     el("h2", {}, model.model),
     el("p", { class: `state ${!enough ? "" : drifted ? "moved" : "same"}` }, text),
-    el("p", { class: "soft note" }, `${answers} answers, of which the newest ${newest} at most are compared.`),
+    enough && el("p", { class: "soft note" }, `${counted}, of which the newest ${newest} at most are compared.`),
     checks.length > 0 && el("div", { class: "scroll" }, table(checks)),
     Object.keys(warnings).length > 0 && el("p", { class: "note" },
       `Warnings: ${Object.entries(warnings).map(([word, share]) => `${words(word)} ${percent(share)}`).join(", ")}.`));

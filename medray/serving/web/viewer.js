@@ -2,10 +2,12 @@
 
 import { bitmap, call, get } from "./api.js";
 import { el } from "./dom.js";
-import { Pictures, Plane } from "./planes.js";
+import { Pictures } from "./pictures.js";
+import { Plane } from "./planes.js";
 
 const LAYERS = { mask: "Found", heat: "Explanation", none: "None" };
-const START = { opacity: 0.3, brightness: 1, contrast: 1, cross: true, outline: true };
+const OPACITY = { mask: 0.3, heat: 0.7, none: 0 };
+const START = { brightness: 1, contrast: 1, cross: true, outline: true };
 
 export class Viewer {
   constructor(root, fail) {
@@ -44,8 +46,9 @@ export class Viewer {
     this.body = body;
     this.info = info;
     const layers = info.layers.filter((layer) => layer !== "image");
-    this.state = { ...START, position: info.axes.map((axis) => axis.start), layer: layers[0] ?? "none" };
-    if (this.state.layer === "heat") this.state.opacity = 0.6;
+    const layer = layers[0] ?? "none";
+    this.opacities = { ...OPACITY };
+    this.state = { ...START, position: info.axes.map((axis) => axis.start), layer, opacity: OPACITY[layer] };
     const pictures = new Pictures((axis, index, layer) => bitmap(`${body.links.slices}?${new URLSearchParams({ axis, index, layer })}`));
     const on = {
       move: (axis, index) => this.#move(axis, index),
@@ -72,8 +75,8 @@ export class Viewer {
   }
 
   #hint() {
-    if (this.info.axes.length !== 3) return el("p", { class: "hint soft" }, "Right button and drag: brightness and contrast.");
-    return el("p", { class: "hint soft" }, "Wheel or arrow keys: scroll. Click: cross-hair. Right button and drag: brightness and contrast.");
+    if (this.info.axes.length !== 3) return el("p", { class: "hint soft" }, "Wheel: zoom. Drag: move. Double click: all of it. Right button: brightness, contrast.");
+    return el("p", { class: "hint soft" }, "Wheel, arrows: scroll. Click: cross-hair. Ctrl + wheel: zoom. Shift + drag: move. Right button: contrast.");
   }
 
   #move(axis, index) {
@@ -161,7 +164,10 @@ export class Viewer {
     if (!layers.length) return null;
     const choice = (name) => el("label", {},
       el("input", { type: "radio", name: "layer", value: name, checked: this.state.layer === name, onchange: () => {
+        this.opacities[this.state.layer] = this.state.opacity;
         this.state.layer = name;
+        this.state.opacity = this.opacities[name];
+        this.controls.opacity.value = this.state.opacity;
         this.#update();
       } }), el("span", {}, LAYERS[name]));
     return el("fieldset", { class: "layers" }, el("legend", {}, "Show"), [...layers, "none"].map(choice));

@@ -4,7 +4,7 @@ import NiiVue from "@niivue/niivue/webgl2";
 
 const [MULTIPLANAR, ALWAYS, GRID] = [3, 1, 2];
 /** Grey, and so transparent in 3D that what was found shines through; planes are opaque all the same. */
-const FAINT = { R: [0, 255, 255], G: [0, 255, 255], B: [0, 255, 255], A: [0, 12, 24], I: [0, 200, 255] };
+const FAINT = { R: [0, 255], G: [0, 255], B: [0, 255], A: [0, 24], I: [0, 255] };
 const LEAST = 0.2;
 
 const file = (content, name) => new File([content], name);
@@ -32,7 +32,7 @@ export class Volume {
     }
     if (heat) {
       this.layers.heat = parts.length;
-      parts.push({ url: file(heat, "heat.nii.gz"), colormap: "inferno", calMin: 25, calMax: 255, opacity: 0 });
+      parts.push({ url: file(heat, "heat.nii.gz"), colormap: "inferno", calMin: 64, calMax: 255, opacity: 0 });
     }
     await this.view.loadVolumes(parts);
     if (mask) await this.view.setColormapLabel(this.layers.mask, labels(structures));

@@ -34,6 +34,8 @@ ENVIRONMENT = {
     # The controller polls workers this often; its default of 2 s would hold up every epoch shorter than that.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Its handler would print a trace of SIGTERM, and abort the process 3 s after it.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     # A search keeps its own records, and goes on by them.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",

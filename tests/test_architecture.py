@@ -42,7 +42,7 @@ HEAVY = {
     "swagger_ui_bundle": {"serving/pages"},
     "python_multipart": {"serving/upload"},
     "jwt": {"serving/tokens"},
-    "httpx": {"serving/tokens", "client"},
+    "httpx": {"serving/tokens", "client", "benchmarks/plain_service"},
     "pydicom": {"imaging"},
     "nibabel": {"imaging"},
     "highdicom": {"imaging"},

@@ -115,7 +115,7 @@ def _start(cfg: Any) -> str:
 def _lineup(wish: Wish) -> tuple[Entry, ...]:
     from medray.serving.lineup import lineup
 
-    return lineup(wish)
+    return lineup(wish, _say)
 
 
 def _share_of_node(cfg: Any) -> tuple[float, bool]:
@@ -136,10 +136,11 @@ def _share_of_node(cfg: Any) -> tuple[float, bool]:
 def _build(experiment: Experiment, wish: Wish, file: Path) -> Result:
     from medray.serving.built import config, written
 
-    plain = config(experiment.serve, wish, _lineup(wish), *_share_of_node(experiment.serve))
+    entries = _lineup(wish)
+    plain = config(experiment.serve, wish, entries, *_share_of_node(experiment.serve))
     file.write_text(written(plain), encoding="utf-8")
     _say(f"next:  serve deploy {file}   on a cluster, from a folder where medray is installed on all nodes")
-    return Result(config=str(file), models=plain["applications"][0]["args"]["models"])
+    return Result(config=str(file), models=[entry.reference for entry in entries])
 
 
 def _say(line: str) -> None:

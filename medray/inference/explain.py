@@ -20,10 +20,9 @@ from medray.inference.attribution import LAYERED, METHODS, Method, Probe, in_uni
 from medray.inference.predictor import Predictor
 from medray.inference.whole import whole_probabilities, windowing
 from medray.inference.window import sliding_window
-from medray.networks.layers import Features, bottleneck, feature_layer
 from medray.types import Array, Case, Source
 
-Turn = Callable[[Callable[[], Tensor]], Tensor]
+Turn = Callable[[Callable[[], Any]], Any]
 """Calls a function when the device is free, and gives what it gives."""
 SMALLEST_CHANCE = 1e-6
 """Log odds are cut at this probability and at 1 less it."""
@@ -75,19 +74,26 @@ def explain(
     raw = predictor.read(source)
     case, image = predictor.prepare(raw)
     batch = torch.from_numpy(np.ascontiguousarray(image))[None].to(predictor.device)
-    chosen = likeliest(predictor, batch) if target is None else index_of(predictor, target)
-    probe = probe_of(predictor, chosen)
-    run = METHODS[method]
-    if turn is not None:
-        run = _in_turn(run, turn)
-    heat = in_unit(heat_of(predictor, probe, run, batch)).cpu().numpy()
+    wait = turn or (lambda function: function())
+    if target is None:
+        chosen = wait(lambda: likeliest(predictor, batch))
+    else:
+        chosen = index_of(predictor, target)
+    # In turn too: what finds the layer must not meet the hooks of another's pass.
+    probe = wait(lambda: probe_of(predictor, chosen))
+    heat = in_unit(heat_of(predictor, probe, _in_turn(METHODS[method], wait), batch)).cpu().numpy()
     restored = restore(heat[None], case.affine, raw, order=1)[0]
     return Explanation(method, targets(predictor)[chosen], heat, case, raw, np.clip(restored, 0, 1))
 
 
 def _in_turn(run: Method, turn: Turn) -> Method:
     """The same method, each of whose images waits for its turn."""
-    return lambda probe, image: turn(lambda: run(probe, image))
+
+    def wait(probe: Probe, image: Tensor) -> Tensor:
+        heat: Tensor = turn(lambda: run(probe, image))
+        return heat
+
+    return wait
 
 
 def check_method(predictor: Predictor, method: str) -> None:
@@ -142,12 +148,8 @@ def likeliest(predictor: Predictor, image: Tensor) -> int:
 
 def probe_of(predictor: Predictor, target: int) -> Probe:
     """The score of a class of a model, and the layer that it is read from."""
-    io, network = predictor.bundle.io, predictor.network
-    if io.dense:
-        name = bottleneck(network, io)
-        features = None if name is None else Features(name, "")
-        return Probe(network, partial(_dense_score, predictor, target), features)
-    return Probe(network, partial(_case_score, predictor, target), feature_layer(network, io))
+    score = _dense_score if predictor.bundle.io.dense else _case_score
+    return Probe(predictor.network, partial(score, predictor, target), predictor.features)
 
 
 def _case_score(predictor: Predictor, target: int, network: nn.Module, images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -25,6 +26,7 @@ from medray.inference.glance import with_embedding
 from medray.inference.trust import Trust
 from medray.inference.whole import whole_probabilities, windowing
 from medray.inference.window import Forward
+from medray.networks.layers import Features, bottleneck, feature_layer
 from medray.sections.inference import WindowSection
 from medray.types import Array, Case, InputError, Prediction, Source
 
@@ -92,6 +94,14 @@ class Predictor:
         embeds = self.head is not None or (self.contract is not None and self.contract.reference is not None)
         self.embedder = Embedder(self.network, self.bundle.io) if embeds else None
         self._check_golden()
+
+    @cached_property
+    def features(self) -> Features | None:
+        """Where the network has its last feature map, if it has one; found by a pass without numbers."""
+        if not self.bundle.io.dense:
+            return feature_layer(self.network, self.bundle.io)
+        name = bottleneck(self.network, self.bundle.io)
+        return None if name is None else Features(name, "")
 
     def _check_golden(self) -> None:
         window, expected = self.bundle.golden()

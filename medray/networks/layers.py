@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
@@ -164,10 +164,21 @@ def _replace(network: nn.Module, name: str, part: nn.Module) -> None:
 
 def run_shapes(network: nn.Module, io: NetworkIO, size: tuple[int, ...]) -> Any:
     """What the network gives for two images of a grid, as shapes without numbers: nothing is computed or changed."""
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    return _run_outline(outline(network), io, size)
+
+
+def outline(network: nn.Module) -> nn.Module:
+    """The same network without numbers, beside the one that may be answering at this moment."""
+    numbers: list[torch.Tensor] = [*network.parameters(), *network.buffers()]
+    shapes: dict[int, Any] = {id(one): torch.empty_like(one, device="meta") for one in numbers}
+    for one in network.parameters():
+        shapes[id(one)] = nn.Parameter(shapes[id(one)], requires_grad=False)
+    return deepcopy(network, shapes)
+
+
+def _run_outline(network: nn.Module, io: NetworkIO, size: tuple[int, ...]) -> Any:
     with torch.no_grad():
-        return functional_call(network, shapes, (torch.empty(2, io.in_channels, *size, device="meta"),))
+        return network(torch.empty(2, io.in_channels, *size, device="meta"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +263,7 @@ class _Map:
 def _maps(network: nn.Module, io: NetworkIO, size: tuple[int, ...]) -> list[_Map]:
     """The feature maps that modules give once each on a grid, in the order in which they are ready."""
     seen: dict[str, list[tuple[int, ...]]] = {}
+    network = outline(network)
     parts = dict(network.named_modules())
 
     def record(name: str, output: object) -> None:
@@ -265,7 +277,7 @@ def _maps(network: nn.Module, io: NetworkIO, size: tuple[int, ...]) -> list[_Map
         if name
     ]
     try:
-        run_shapes(network, io, size)
+        _run_outline(network, io, size)
     finally:
         for hook in hooks:
             hook.remove()

@@ -8,8 +8,8 @@ from typing import Any
 
 from medray.serving.messages import Answered
 
-SAME_VOLUME = 0.1
-"""Sizes of a structure that differ by less than this share are the same."""
+SAME = 0.1
+"""Numbers, and sizes of structures, that differ by less than this share are the same."""
 
 
 def compare(heard: Answered, shadow: Answered) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def compare(heard: Answered, shadow: Answered) -> dict[str, Any]:
         gaps = [gap / size if size else 0.0 for gap, size in zip(gaps, sizes, strict=True)]
     gap = max(gaps, default=0.0)
     same = set(heard.signals["labels"]) == set(shadow.signals["labels"])
-    return {"same": same and (heard.body["task"] != "regression" or gap < SAME_VOLUME), "gap": gap}
+    return {"same": same and (heard.body["task"] == "classification" or gap < SAME), "gap": gap}
 
 
 def _numbers(answered: Answered) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 
 from medray.sections.service import ServeSection
 from medray.serving.app import NAME, application
-from medray.serving.lineup import Wish, lineup
+from medray.serving.lineup import Wish, of_bundle, of_registry
 from medray.serving.messages import Entry
 
 HEAD = """# Ray Serve's config of medray, made by `medray serve --build`. Research use only. Not a medical device.
@@ -21,16 +22,10 @@ HEAD = """# Ray Serve's config of medray, made by `medray serve --build`. Resear
 
 def config(cfg: ServeSection, wish: Wish, entries: Sequence[Entry], cpus: float, gpu: bool) -> dict[str, Any]:
     """The config; aliases are resolved now, so that all replicas have the same versions."""
-    settings = cfg.model_dump(mode="json", exclude_defaults=True)
-    named = {part: [one for one in entries if one.part == part] for part in ("serving", "canary", "shadow")}
     own = {str(folder.absolute()) for folder in wish.bundles}
     args: dict[str, Any] = {
-        "settings": settings,
-        "models": [f"{one.name}@{one.version}" for one in named["serving"] if one.folder not in own],
-        "bundles": sorted(own),
-        "canary": "".join(f"{one.name}@{one.version}" for one in named["canary"]),
-        "share": wish.share,
-        "shadow": "".join(f"{one.name}@{one.version}" for one in named["shadow"]),
+        "settings": cfg.model_dump(mode="json", exclude_defaults=True),
+        "models": [_told(entry, entry.folder in own) for entry in entries],
         "tracking": wish.tracking,
         "cpus": cpus,
         "gpu": gpu,
@@ -50,15 +45,21 @@ def written(plain: Mapping[str, Any]) -> str:
     return HEAD + yaml.safe_dump(dict(plain), sort_keys=False)
 
 
+def _told(entry: Entry, is_bundle: bool) -> dict[str, Any]:
+    place = {"bundle": entry.folder} if is_bundle else {"model": f"{entry.name}@{entry.version}", "alias": entry.alias}
+    return {**place, "part": entry.part, "share": entry.share}
+
+
 def build(args: Mapping[str, Any]) -> Any:
     """The application that a config describes; Serve calls it on the cluster."""
-    wish = Wish(
-        models=tuple(args["models"]),
-        bundles=tuple(map(Path, args["bundles"])),
-        canary=args["canary"],
-        share=args["share"],
-        shadow=args["shadow"],
-        tracking=args["tracking"],
-    )
     cfg = ServeSection.model_validate(args["settings"])
-    return application(lineup(wish), cfg, args["cpus"], args["gpu"])
+    entries = [_entry(told, args["tracking"]) for told in args["models"]]
+    return application(entries, cfg, args["cpus"], args["gpu"])
+
+
+def _entry(told: Mapping[str, Any], tracking: str | None) -> Entry:
+    part, share = told["part"], told["share"]
+    if "bundle" in told:
+        return replace(of_bundle(Path(told["bundle"])), part=part, share=share)
+    found = of_registry(told["model"], tracking)
+    return replace(found, alias=told["alias"], part=part, share=share)

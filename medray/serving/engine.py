@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from medray.serving.problems import Refused
 from medray.serving.resident import Question, Resident
 from medray.types import Array, Case
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 SHARES = 10_000
 """Parts of all images that a canary's share is counted in."""
@@ -36,7 +38,10 @@ class Engine:
         self._lane = Lane(cfg.batching)
         self._threads = ThreadPoolExecutor(cfg.max_ongoing_requests + 2, thread_name_prefix="request")
         self._residents: dict[Entry, Resident] = {}
-        self._lineup: tuple[Entry, ...] = ()
+        """All that are in memory; changed under `_loading`."""
+        self._served: dict[Entry, Resident] = {}
+        """Those that answer, in their order; never changed, only replaced."""
+        self._standby: set[Hashable] = set()
         self._loading = threading.Lock()
 
     def serve(self, lineup: Sequence[Entry], standby: Sequence[Entry] = ()) -> None:
@@ -48,18 +53,29 @@ class Engine:
             BundleError: one does not answer as it did when it was made; nothing has changed then.
         """
         with self._loading:
-            for entry in lineup:
-                self._load(entry)
-            self._lineup = tuple(lineup)
-            kept = {_files(entry) for entry in (*lineup, *standby)}
+            before = self._residents
+            try:
+                for entry in lineup:
+                    self._load(entry)
+            except BaseException:
+                self._residents = before
+                raise
+            self._standby = {_files(entry) for entry in standby}
+            kept = {_files(entry) for entry in lineup} | self._standby
+            self._served = {entry: self._residents[entry] for entry in lineup}
             self._residents = {entry: one for entry, one in self._residents.items() if _files(entry) in kept}
         if standby:
             threading.Thread(target=self._stand_by, args=(tuple(standby),), name="standby", daemon=True).start()
 
     def _stand_by(self, entries: Sequence[Entry]) -> None:
-        with self._loading:
-            for entry in entries:
-                self._load(entry)
+        for entry in entries:
+            with self._loading:
+                if _files(entry) in self._standby:
+                    try:
+                        self._load(entry)
+                    except Exception:
+                        # `serve` will say so to who asks for it.
+                        logger.exception("%s does not stand by", entry.reference)
 
     def _load(self, entry: Entry) -> None:
         """Make an entry resident; one that changed its part alone keeps its predictor."""
@@ -95,13 +111,17 @@ class Engine:
         try:
             while not work.done():
                 news = asyncio.ensure_future(shares.get())
-                await asyncio.wait([work, news], return_when=asyncio.FIRST_COMPLETED)
-                if news.done():
-                    yield news.result()
-                news.cancel()
+                try:
+                    await asyncio.wait([work, news], return_when=asyncio.FIRST_COMPLETED)
+                    if news.done():
+                        yield news.result()
+                finally:
+                    news.cancel()
             yield work.result()
         finally:
             question.stop.set()
+            # Who has gone takes no exception.
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def infer(self, model: str, images: Array) -> tuple[Entry, Array]:
         """Scores (B, K), or (B, K, *W), of network inputs (B, C, *W) float32, calibrated as those of `predict` are.
@@ -109,20 +129,24 @@ class Engine:
         Raises:
             Refused: no such model, or another shape than it takes.
         """
-        resident = self._resident(Asked("", model))
+        resident = self._resident(Asked("", model, hashlib.sha256(images.tobytes()).hexdigest()))
         io = resident.predictor.bundle.io
         if images.shape[1:] != (io.in_channels, *io.size):
             takes = ["batch", io.in_channels, *io.size]
             raise Refused(422, "wrong_shape", f"the input has shape {list(images.shape)}", f"the model takes {takes}")
-        ask = self._lane.ask(resident.key, resident.predictor.run, torch.from_numpy(images), self._most(resident))
-        scores = (await asyncio.wrap_future(ask)).scores
-        found = np.asarray(scores.float().cpu().numpy())
+        most = self._most(resident)
+        parts = torch.split(torch.from_numpy(np.require(images, requirements="W")), most)
+        asks = [self._lane.ask(resident.key, resident.predictor.run, part, most) for part in parts]
+        try:
+            passed = [await asyncio.wrap_future(ask) for ask in asks]
+        except torch.OutOfMemoryError:
+            raise _no_room() from None
+        found = np.concatenate([one.scores.float().cpu().numpy() for one in passed])
         return resident.entry, found if io.dense else resident.predictor.trust.calibrated(found)
 
     async def models(self) -> list[dict[str, Any]]:
         """What is served, the first by default."""
-        lineup = [self._residents[entry] for entry in self._lineup]
-        return [{**one.about(), "default": place == 0} for place, one in enumerate(lineup)]
+        return [{**one.about(), "default": place == 0} for place, one in enumerate(self._served.values())]
 
     async def card(self, model: str) -> dict[str, Any]:
         """What is known of a model.
@@ -130,7 +154,7 @@ class Engine:
         Raises:
             Refused: no such model.
         """
-        resident = self._resident(Asked("", model))
+        resident = self._resident(Asked("", model), canary=False)
         return {**resident.about(), "card": dict(resident.predictor.bundle.card)}
 
     @property
@@ -143,12 +167,13 @@ class Engine:
         self._lane.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _resident(self, asked: Asked) -> Resident:
+    def _resident(self, asked: Asked, canary: bool = True) -> Resident:
         """Who answers."""
         if asked.shadow and self._lane.waiting:
             raise Refused(503, "busy", "the models are busy, and nobody waits for a shadow")
         name, _, version = asked.model.partition("@")
-        heard = [entry for entry in self._lineup if entry.part != "shadow" or asked.shadow]
+        served = self._served
+        heard = [entry for entry in served if entry.part != "shadow" or asked.shadow]
         found = [entry for entry in heard if name in ("", entry.name)]
         if version:
             found = [entry for entry in found if version in (entry.version, entry.alias)]
@@ -156,9 +181,9 @@ class Engine:
             there = ", ".join(dict.fromkeys(f"{entry.name}@{entry.version}" for entry in heard)) or "none"
             raise Refused(404, "no_model", "no such model is served", f"there are: {there}")
         if version:
-            return self._residents[found[0]]
-        alike = [entry for entry in found if entry.name == found[0].name]
-        return self._residents[_chosen(alike, asked.sticky)]
+            return served[found[0]]
+        alike = [entry for entry in found if entry.name == found[0].name and (canary or entry.part != "canary")]
+        return served[_chosen(alike, asked.sticky)]
 
     def _most(self, resident: Resident) -> int:
         """Images per pass; a dense model's bundle says how many windows have room."""
@@ -168,7 +193,7 @@ class Engine:
     def _answer(self, resident: Resident, question: Question) -> Answered:
         """In a thread of its own."""
         shadow = next(
-            (f"{entry.name}@{entry.version}" for entry in self._lineup if _shadows(entry, resident.entry)), ""
+            (f"{entry.name}@{entry.version}" for entry in self._served if _shadows(entry, resident.entry)), ""
         )
 
         def run(images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -180,14 +205,18 @@ class Engine:
         try:
             return resident.answer(question, run, self._lane.turn, shadow)
         except ConfigError as error:
-            raise Refused(422, "not_possible", str(error), "ask for something else") from None
+            # The command line's words for the same things.
+            fact = str(error).replace("--method", "explain").replace("--target", "target").replace("--bundle", "model")
+            raise Refused(422, "not_possible", fact, "ask for something else") from None
         except torch.OutOfMemoryError:
-            raise Refused(
-                503, "out_of_memory", "the device has no room for this image now", "try again later"
-            ) from None
+            raise _no_room() from None
 
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _no_room() -> Refused:
+    return Refused(503, "out_of_memory", "the device has no room for this now", "try again", {"Retry-After": "5"})
 
 
 def _tell(loop: asyncio.AbstractEventLoop, shares: asyncio.Queue[float], share: float) -> None:

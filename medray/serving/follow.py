@@ -102,7 +102,7 @@ class Follower:
     def _newest(self, entry: Entry) -> Entry:
         """What the alias names now; the same where it cannot be told, or was refused."""
         try:
-            found = of_registry(f"{entry.name}@{self._alias}", self._uri)
+            found = of_registry(f"{entry.name}@{self._alias}", self._uri, say=None)
         except Exception as error:
             if not self._silent:
                 self._say(f"the registry does not answer ({type(error).__name__}); {entry.reference} answers on")

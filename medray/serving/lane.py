@@ -13,12 +13,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from medray.inference.predictor import Run
+
+Result = TypeVar("Result")
 
 
 class Passed(NamedTuple):
@@ -63,6 +65,8 @@ class Lane:
         """`share`: whether a batch may hold images of several asks; without, each ask is a pass of its own."""
         self._share = share
         self._queues: OrderedDict[Hashable, deque[_Ask]] = OrderedDict()
+        self._last: Hashable = None
+        """Whose pass is in flight: it stands behind all that come meanwhile."""
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="lane", daemon=True)
@@ -86,10 +90,16 @@ class Lane:
             self._changed.notify()
         return ask.done
 
-    def turn(self, function: Callable[[], Tensor]) -> Tensor:
+    def turn(self, function: Callable[[], Result]) -> Result:
         """What `function` gives when it has had its turn on the device; waits for it."""
-        passed = self.ask(function, lambda _: (function(), None), torch.zeros(1), 1)
-        return passed.result().scores
+        found: list[Result] = []
+
+        def run(nothing: Tensor) -> tuple[Tensor, None]:
+            found.append(function())
+            return nothing, None
+
+        self.ask(run, run, torch.zeros(1), 1).result()
+        return found[0]
 
     @property
     def waiting(self) -> int:
@@ -107,6 +117,8 @@ class Lane:
     def _work(self) -> None:
         while picks := self._take():
             self._pass(picks)
+            # An idle lane would keep the image and, by `run`, a model that is served no longer.
+            del picks
 
     def _take(self) -> Picks:
         """The next batch, once there is one; none when the lane is closed."""
@@ -115,13 +127,17 @@ class Lane:
                 if self._closed:
                     for queue in self._queues.values():
                         for ask in queue:
-                            ask.done.cancel()
+                            if not ask.done.cancel():
+                                ask.done.set_exception(RuntimeError("the lane is closed"))
                     return []
+                if self._last in self._queues:
+                    self._queues.move_to_end(self._last)
+                self._last = None
                 if self._queues:
                     key, queue = next(iter(self._queues.items()))
                     picks = self._share_out(queue) if self._share else self._whole(queue)
                     if queue:
-                        self._queues.move_to_end(key)
+                        self._last = key
                     else:
                         del self._queues[key]
                     if picks:
@@ -133,7 +149,8 @@ class Lane:
     def _share_out(queue: deque[_Ask]) -> Picks:
         """One image of each ask in turn, until the batch is full or the queue empty."""
         picks: Picks = []
-        while queue and len(picks) < queue[0].most:
+        most = queue[0].most
+        while queue and len(picks) < (most := min(most, queue[0].most)):
             ask = queue.popleft()
             if ask.next == 0 and not ask.done.set_running_or_notify_cancel():
                 continue
@@ -157,6 +174,8 @@ class Lane:
         started = time.perf_counter()
         try:
             scores, embedded = asks[0].run(_batch(picks))
+            if len(scores) != len(picks):
+                raise ValueError(f"{len(scores)} answers to {len(picks)} images")
         except BaseException as error:
             if len(asks) == 1:
                 self._fail(asks[0], error)
@@ -170,11 +189,17 @@ class Lane:
             ask.forward_s += spent
             ask.batch = max(ask.batch, len(picks))
         if len(asks) == 1:
-            _give(asks[0], scores, embedded)
+            self._hand_on(asks[0], scores, embedded)
         else:
             for place, (ask, _) in enumerate(picks):
                 one = slice(place, place + 1)
-                _give(ask, scores[one], None if embedded is None else embedded[one])
+                self._hand_on(ask, scores[one], None if embedded is None else embedded[one])
+
+    def _hand_on(self, ask: _Ask, scores: Tensor, embedded: Tensor | None) -> None:
+        try:
+            _give(ask, scores, embedded)
+        except BaseException as error:  # such as no memory for the whole answer: the lane goes on
+            self._fail(ask, error)
 
     def _fail(self, ask: _Ask, error: BaseException) -> None:
         """Tell who asked; images that still wait are taken out."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from medray.inference.drift import signals_of
 from medray.inference.ensemble import facts_of
-from medray.inference.explain import Turn, explain, targets
+from medray.inference.explain import Turn, check_method, explain, index_of, targets
 from medray.inference.predictor import DISTANCE, Predictor, Run
 from medray.inference.whole import windowing
 from medray.serving.answer import body_of
@@ -97,6 +97,10 @@ class Resident:
         """
         asked, raw = question.asked, question.raw
         started = time.perf_counter()
+        if asked.explain:
+            check_method(self.predictor, asked.explain)
+            if asked.target:
+                index_of(self.predictor, asked.target)
         ready = self.predictor.ready(raw)
         prepared = time.perf_counter()
         if self.facts.dense:
@@ -104,7 +108,7 @@ class Resident:
             question.expected = cfg.tiling(ready.image.shape[1:]).count
         keep = self.facts.dense if asked.keep is None else asked.keep
         prediction = self.predictor.answer(raw, ready, run)
-        heat, explained = self._heat(asked, raw, prediction, turn) if asked.explain else (None, None)
+        heat, explained = self._heat(question, prediction, turn) if asked.explain else (None, None)
         body = body_of(prediction, self.facts, self.thresholds, raw)
         if explained:
             body["explanation"] = {"method": asked.explain, "target": explained}
@@ -132,9 +136,18 @@ class Resident:
             heat=heat,
         )
 
-    def _heat(self, asked: Asked, raw: Case, answer: Prediction, turn: Turn) -> tuple[Array, str]:
-        target = asked.target or next((name for name in answer.labels if name in targets(self.predictor)), "")
-        explanation = explain(self.predictor, raw, asked.explain, target or None, turn)
+    def _heat(self, question: Question, answer: Prediction, turn: Turn) -> tuple[Array, str]:
+        """What speaks for the class that was asked about, or for the one that is answered: the largest structure."""
+
+        def wait(function: Callable[[], Any]) -> Any:
+            question.go_on()
+            return turn(function)
+
+        named = [name for name in answer.labels if name in targets(self.predictor)]
+        largest = max(named, key=lambda name: answer.volumes.get(name, 0.0), default=None)
+        explanation = explain(
+            self.predictor, question.raw, question.asked.explain, question.asked.target or largest, wait
+        )
         return explanation.restored, explanation.target
 
 

@@ -21,7 +21,8 @@ from medray.tracking.run import RunRecord
 CHAMPION = "champion"
 CANDIDATE = "candidate"
 PREVIOUS = "medray.previous"
-"""Tag of a champion: the version that was it before."""
+"""Tag of a champion: the versions that were it before, the last one first."""
+MOST = 20
 
 
 class RegistryError(LookupError):
@@ -109,7 +110,7 @@ def promote(mlflow: MlflowClient, name: str, version: str, reason: str) -> None:
     """Make a version the champion and write down why, and who was it before."""
     before = find(mlflow, name, CHAMPION)
     if before is not None and str(before.version) != version:
-        mlflow.set_model_version_tag(name, version, PREVIOUS, str(before.version))
+        mlflow.set_model_version_tag(name, version, PREVIOUS, ",".join([str(before.version), *_before(before)][:MOST]))
     mlflow.set_model_version_tag(name, version, "medray.promoted", reason)
     mlflow.set_registered_model_alias(name, CHAMPION, version)
 
@@ -123,12 +124,18 @@ def rollback(mlflow: MlflowClient, name: str, reason: str) -> tuple[str, str]:
     now = find(mlflow, name, CHAMPION)
     if now is None:
         raise RegistryError(f"the registry has no '{name}@{CHAMPION}'; there are: {_known(mlflow)}")
-    before = now.tags.get(PREVIOUS)
-    if before is None or find(mlflow, name, before) is None:
+    before, *earlier = [version for version in _before(now) if find(mlflow, name, version) is not None] or [""]
+    if not before:
         raise RegistryError(f"{name}/{now.version} has no champion before it; medray promote {name}@VERSION names one")
     mlflow.set_model_version_tag(name, str(now.version), "medray.rolled_back", reason)
+    mlflow.set_model_version_tag(name, before, PREVIOUS, ",".join(earlier))
     mlflow.set_registered_model_alias(name, CHAMPION, before)
     return before, str(now.version)
+
+
+def _before(version: ModelVersion) -> list[str]:
+    """The champions before a version, the last one first."""
+    return [number for number in version.tags.get(PREVIOUS, "").split(",") if number]
 
 
 def newest_champion(mlflow: MlflowClient) -> str:
@@ -161,6 +168,8 @@ def fetch(mlflow: MlflowClient, reference: str) -> tuple[Path, str]:
     version = find(mlflow, name, alias)
     if version is None:
         raise RegistryError(f"the registry has no '{reference}'; there are: {_known(mlflow)}")
+    if "medray.digest" not in version.tags:
+        raise RegistryError(f"{name}/{version.version} was not registered by medray, so nothing says what it should be")
     folder = home() / "models" / name / f"{version.version}-{version.tags['medray.digest'][:16]}"
     if not folder.is_dir():
         _download(mlflow, version, folder)

@@ -85,7 +85,7 @@ def served(line: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_config_for_a_cluster_a_key_a_rollback_and_the_record(models: Path, home: Path) -> None:
     run(line_with("--build"), models)
     plain = yaml.safe_load((models / "serve.yaml").read_text())
-    assert plain["applications"][0]["args"]["models"] == ["chest@2"]
+    assert plain["applications"][0]["args"]["models"][0]["model"] == "chest@2"
     key = json.loads(run(line_with("key add"), models))
     assert key["key"].startswith("mk_")
     assert json.loads(run(line_with("rollback"), models))["model"] == "chest/1"
@@ -95,7 +95,7 @@ def test_a_config_for_a_cluster_a_key_a_rollback_and_the_record(models: Path, ho
 
 @pytest.mark.slow
 def test_several_models_and_what_is_asked_of_them(models: Path) -> None:
-    with served(line_with("several models"), models):
+    with served(line_with("liver@2"), models):
         answer = json.loads(run(line_with("?model=liver"), models))
         assert answer["model"]["version"] == "2"
         assert {found["unit"] for found in answer["structures"]} == {"mL"}

@@ -300,9 +300,6 @@ def test_tensors_get_the_scores_of_the_predictor(
     assert str(["batch", io.in_channels, *io.size]) in caught.value.hint
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UserWarning, reason="infer: torch.from_numpy of an array that Ray handed over read-only warns"
-)
 def test_tensors_that_cannot_be_written_to_are_taken(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle]
 ) -> None:
@@ -435,9 +432,6 @@ def test_a_canary_of_all_or_of_a_part_answers_over_the_engine(
     assert {asyncio.run(engine.predict(Asked("id", "", str(k)), case)).entry.version for k in range(8)} == {"2"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="infer and card ask with sticky='': one canary above a share of 0.1652 gets all of them"
-)
 def test_a_canary_of_a_part_does_not_get_all_tensors_and_cards(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle]
 ) -> None:
@@ -445,7 +439,9 @@ def test_a_canary_of_a_part_does_not_get_all_tensors_and_cards(
 
     async def ask() -> tuple[str, set[str]]:
         images = np.random.default_rng(0).normal(size=(30, 1, 1, 16, 16)).astype(np.float32)
-        return (await engine.card("net"))["version"], {(await engine.infer("net", image))[0].version for image in images}
+        return (await engine.card("net"))["version"], {
+            (await engine.infer("net", image))[0].version for image in images
+        }
 
     card, versions = asyncio.run(ask())
     assert card == "1"
@@ -524,6 +520,7 @@ def test_a_question_that_is_cancelled_before_its_thread_begins_asks_nothing(
         await until(lambda: engine.waiting == 5)
         for task in tasks[6:]:
             task.cancel()
+        await asyncio.wait(tasks[6:])
         watch.go_on.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [isinstance(one, Answered) for one in found] == [True] * 6 + [False] * 6
@@ -565,15 +562,11 @@ def test_who_leaves_a_job_frees_the_lane(make: Callable[..., Engine], bundles: d
     assert watch.count <= 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="follow leaves `work`, whose Refused nobody takes, and the pending `news`: asyncio logs both"
-)
 def test_who_leaves_a_job_leaves_nothing_behind(make: Callable[..., Engine], bundles: dict[str, ModelBundle]) -> None:
     engine = make(entry(bundles["volume"]))
     assert asyncio.run(left(engine, Watch(engine, held=True), cancel=True)) == []
 
 
-@pytest.mark.xfail(strict=True, reason="Resident._heat's turn does not look at question.stop")
 def test_a_cancelled_explanation_stops_at_its_next_window(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle]
 ) -> None:
@@ -639,7 +632,7 @@ def test_heat_is_that_of_explain_and_on_the_patients_grid(
     [({"explain": "gradcamm"}, "gradcam"), ({"explain": "gradcam", "target": "nobody"}, "nobody")],
 )
 def test_no_such_method_or_class_is_a_422_that_names_them(
-    make: Callable[..., Engine], bundles: dict[str, ModelBundle], name: str, asked: dict[str, str], word: str
+    make: Callable[..., Engine], bundles: dict[str, ModelBundle], name: str, asked: dict[str, Any], word: str
 ) -> None:
     engine = make(entry(bundles[name]))
     with pytest.raises(Refused) as caught:
@@ -658,7 +651,6 @@ def test_a_method_that_does_not_go_with_masks_is_a_422(
     assert "gradcam" in caught.value.detail
 
 
-@pytest.mark.xfail(strict=True, reason="Resident.answer segments the whole image before explain refuses the method")
 def test_what_cannot_be_explained_is_refused_before_the_network_is_asked(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle]
 ) -> None:
@@ -701,10 +693,6 @@ def test_every_pass_is_in_the_lane(
     assert watch.threads == {"lane"}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="probe_of -> run_shapes -> functional_call puts weights without numbers into the resident network meanwhile",
-)
 @pytest.mark.parametrize(("name", "size"), [("one", (16, 16)), ("flat", (16, 16)), ("volume", (8, 8, 8))])
 def test_who_asks_while_an_explanation_looks_for_its_layer_is_answered(
     make: Callable[..., Engine],
@@ -734,10 +722,6 @@ def test_who_asks_while_an_explanation_looks_for_its_layer_is_answered(
         assert answered.prediction.labels == direct[name].predict(case).labels
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="of two explanations at once one takes the other's empty weights for the network's, and leaves them there",
-)
 def test_explanations_at_once_leave_the_weights_in_the_network(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle], direct: dict[str, Predictor]
 ) -> None:
@@ -774,7 +758,6 @@ def test_explanations_at_once_leave_the_weights_in_the_network(
     assert probabilities(answered).tolist() == direct["one"].predict(case).scores.tolist()
 
 
-@pytest.mark.xfail(strict=True, reason="see the two tests above: questions fail, and at last all that come after")
 def test_explanations_and_answers_at_once_do_not_mix(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle], direct: dict[str, Predictor]
 ) -> None:
@@ -846,7 +829,6 @@ def test_a_broken_model_changes_nothing(
     assert asyncio.run(engine.predict(Asked("c"), case)).entry.version == "2"
 
 
-@pytest.mark.xfail(strict=True, reason="serve keeps what it loaded before it came to the broken one")
 def test_a_broken_model_leaves_no_other_new_one_in_memory(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle], tmp_path: Path
 ) -> None:
@@ -906,10 +888,6 @@ def test_a_change_of_part_share_or_alias_loads_nothing(
     assert asyncio.run(engine.predict(Asked("id", "net@champion"), picture())).entry.version == "2"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a rollback before the standby thread has its lock: the thread then loads what nobody asked for any more",
-)
 def test_a_standby_that_was_taken_back_is_not_kept(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle]
 ) -> None:
@@ -934,7 +912,6 @@ def test_a_standby_that_was_taken_back_is_not_kept(
     assert set(engine._residents) == {one}
 
 
-@pytest.mark.xfail(strict=True, reason="_stand_by raises in its thread, and does not come to those after it")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_broken_standby_keeps_no_other_from_standing_by(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle], tmp_path: Path
@@ -962,7 +939,6 @@ def test_a_model_that_is_served_no_more_is_freed(make: Callable[..., Engine], bu
     assert freed(gone)
 
 
-@pytest.mark.xfail(strict=True, reason="the lane keeps the last pass, and with its `run` the model: see test_lane.py")
 def test_a_model_that_is_served_no_more_is_freed_before_anybody_asks_again(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle]
 ) -> None:
@@ -1005,7 +981,6 @@ class Moved(tuple[Entry, ...]):
         return super().__iter__()
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="_resident and models read _lineup, and then a newer _residents")
 @pytest.mark.parametrize("ask", ["predict", "models"])
 def test_a_swap_between_looking_and_asking_loses_nobody(
     make: Callable[..., Engine], bundles: dict[str, ModelBundle], ask: str

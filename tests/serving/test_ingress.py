@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -25,7 +26,9 @@ from service_phantom import Running, service
 
 from medray.imaging.reader import read
 from medray.imaging.writer import png_bytes
-from medray.serving import ingress, keys, watched
+from medray.inference.predictor import Predictor
+from medray.networks.layers import feature_layer
+from medray.serving import ingress, keys, upload, watched
 from medray.serving.api import build
 from medray.serving.audit import default_folder
 from medray.serving.ingress import Room
@@ -99,7 +102,7 @@ def lines() -> list[dict[str, Any]]:
 
 async def of_request(request_id: str) -> dict[str, Any]:
     """The line of a request, which may come a little later."""
-    for _ in range(200):
+    for _ in range(100):
         if found := [line for line in lines() if line["request"] == request_id]:
             assert len(found) == 1
             return found[0]
@@ -404,6 +407,34 @@ def test_a_key_has_its_rate_and_others_have_theirs(plain: Path, home: Path) -> N
     asyncio.run(often())
 
 
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="ingress.py:predict hashes, upload.py:read unpacks on the event loop"
+)
+def test_large_uploads_are_unpacked_and_hashed_beside_the_loop(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 MB take a second or two, in which nobody else would be answered, not even /livez."""
+    busy: list[int] = []
+    sha256, unpack = hashlib.sha256, upload.file_of_form
+
+    def hashed(content: bytes = b"", **named: Any) -> Any:
+        busy.extend([threading.get_ident()] * (len(content) > 2**20))
+        return sha256(content, **named)
+
+    def unpacked(*args: Any) -> bytes:
+        busy.append(threading.get_ident())
+        return unpack(*args)
+
+    monkeypatch.setattr(ingress.hashlib, "sha256", hashed)
+    monkeypatch.setattr(upload, "file_of_form", unpacked)
+
+    async def ask() -> None:
+        async with service([plain]) as running:
+            answer = await running.client.post("/v1/predict", files={"file": ("x", b"x" * 4 * 2**20)})
+            assert answer.status_code == 415
+
+    asyncio.run(ask())
+    assert threading.get_ident() not in busy
+
+
 # Bad endings
 
 
@@ -585,5 +616,30 @@ def test_many_at_once_have_each_their_own_answer(plain: Path) -> None:
                 assert body["input"]["sha256"] == hashlib.sha256(png(number % 8)).hexdigest()
                 for found, expected in zip(body["predictions"], alone[number % 8], strict=True):
                     assert found["probability"] == pytest.approx(expected["probability"], abs=1e-5)
+
+    asyncio.run(ask())
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="layers.py:outline copies the hooks of explanations that run meanwhile"
+)
+def test_looking_for_the_layer_of_one_explanation_runs_no_hook_of_another(plain: Path) -> None:
+    """What Grad-CAM of another request keeps by its hook would be a tensor without numbers: 500."""
+    predictor, seen = Predictor(plain), []
+    for part in predictor.network.modules():
+        part.register_forward_hook(lambda *_: seen.append(1))
+    feature_layer(predictor.network, predictor.bundle.io)
+    assert seen == []
+
+
+@pytest.mark.xfail(strict=False, raises=AssertionError, reason="as before, in about one of a hundred explanations")
+def test_explanations_break_nobody_s_answers(plain: Path) -> None:
+    async def ask() -> None:
+        async with service([plain]) as running:
+            for _ in range(6):
+                queries = ["explain=gradcam", "", "explain=smoothgrad", ""] * 8
+                asked = [running.client.post(f"/v1/predict?{query}", content=png()) for query in queries]
+                answers = await asyncio.gather(*asked)
+                assert [answer.status_code for answer in answers] == [200] * 32
 
     asyncio.run(ask())

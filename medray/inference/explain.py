@@ -75,10 +75,7 @@ def explain(
     case, image = predictor.prepare(raw)
     batch = torch.from_numpy(np.ascontiguousarray(image))[None].to(predictor.device)
     wait = turn or (lambda function: function())
-    if target is None:
-        chosen = wait(lambda: likeliest(predictor, batch))
-    else:
-        chosen = index_of(predictor, target)
+    chosen = wait(lambda: likeliest(predictor, batch)) if target is None else index_of(predictor, target)
     # In turn too: what finds the layer must not meet the hooks of another's pass.
     probe = wait(lambda: probe_of(predictor, chosen))
     heat = in_unit(heat_of(predictor, probe, _in_turn(METHODS[method], wait), batch)).cpu().numpy()

@@ -173,7 +173,11 @@ def outline(network: nn.Module) -> nn.Module:
     shapes: dict[int, Any] = {id(one): torch.empty_like(one, device="meta") for one in numbers}
     for one in network.parameters():
         shapes[id(one)] = nn.Parameter(shapes[id(one)], requires_grad=False)
-    return deepcopy(network, shapes)
+    alone = deepcopy(network, shapes)
+    for part in alone.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return alone
 
 
 def _run_outline(network: nn.Module, io: NetworkIO, size: tuple[int, ...]) -> Any:

@@ -7,13 +7,12 @@ import re
 import uuid
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,9 +23,12 @@ from medray.serving.problems import Refused, problem, refusal_of
 from medray.types import InputError
 
 logger = logging.getLogger(__name__)
+HOST = re.compile(r"(?:\[([0-9A-Fa-f:]+)\]|([A-Za-z0-9._-]+))(?::\d{1,5})?")
 REQUEST = "medray.request"
 """In a request's scope: its id."""
 HEADERS: Mapping[str, str] = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+OWN = frozenset(("axis", "index", "layer", "job_id", "request_id", "name", "number", "what"))
+"""Names of what routes take."""
 CODES: Mapping[int, str] = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -43,26 +45,29 @@ def build(ingress: Ingress) -> ASGIApp:
     app.include_router(v1.routes(ingress))
     app.include_router(oip.routes(ingress))
     app.router.routes.extend(pages.routes())
-    for kind in (Refused, InputError, RequestValidationError, HTTPException):
+    for kind in (Refused, InputError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _refuse)
-    guarded: ASGIApp = Guard(app, cfg)
+    inner: ASGIApp = app
     if cfg.access.cors:
         methods = ["GET", "POST", "DELETE"]
         headers = ["Authorization", "Content-Type", "Prefer", "X-API-Key", "X-Medray-Sticky"]
         shown = ["X-Request-Id", "X-Medray-Model", "Location", "Retry-After"]
-        guarded = CORSMiddleware(
-            guarded, cfg.access.cors, allow_methods=methods, allow_headers=headers, expose_headers=shown
+        inner = CORSMiddleware(
+            inner, cfg.access.cors, allow_methods=methods, allow_headers=headers, expose_headers=shown
         )
-    return guarded
+    return Guard(inner, cfg)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     """Any error that a request can cause, as a problem; the Open Inference Protocol has a form of its own."""
-    refused = _refusal(error)
-    if request.url.path.startswith("/v2"):
+    return _told(_refusal(error), request.scope)
+
+
+def _told(refused: Refused, scope: Scope) -> Response:
+    if str(scope["path"]).startswith("/v2"):
         text = f"{refused.code}: {refused.detail}" + (f" ({refused.hint})" if refused.hint else "")
         return JSONResponse({"error": text}, refused.status, dict(refused.headers))
-    return problem(refused, request.scope.get(REQUEST, ""))
+    return problem(refused, scope.get(REQUEST, ""))
 
 
 def _refusal(error: Exception) -> Refused:
@@ -71,11 +76,12 @@ def _refusal(error: Exception) -> Refused:
     if isinstance(error, InputError):
         return refusal_of(error)
     if isinstance(error, RequestValidationError):
-        # Where a value is wrong and how, never the value.
-        places = {".".join(map(str, found["loc"])): found["msg"] for found in error.errors()}
-        fact = "; ".join(f"{place}: {message}" for place, message in places.items())
-        return Refused(422, "bad_request", fact[:500], "see /docs")
-    assert isinstance(error, HTTPException)  # noqa: S101  # no other kind is handed over
+        # What is wrong and how, never what was sent: names of fields are sent too, unless they are the route's own.
+        known = {str(found["loc"][-1]) for found in error.errors() if found["loc"][0] in ("path", "query")}
+        fact = ", ".join(sorted(known & OWN)) or "the request"
+        return Refused(422, "bad_request", f"{fact}: not as it must be", "see /docs")
+    if not isinstance(error, HTTPException):
+        return Refused(500, "internal", "the service failed over this request", "tell who runs it the request's id")
     code = CODES.get(error.status_code, "bad_request")
     return Refused(error.status_code, code, "there is nothing here", "see /docs", dict(error.headers or {}))
 
@@ -92,27 +98,29 @@ class Guard:
             await self._app(scope, receive, send)
             return
         scope[REQUEST] = request_id = uuid.uuid4().hex
-        begun = False
+        begun = ended = False
 
         async def answer(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, ended
             if message["type"] == "http.response.start":
                 begun = True
                 _complete(message, request_id)
+            ended = ended or (message["type"] == "http.response.body" and not message.get("more_body", False))
             await send(message)
 
         try:
             self._let_in(scope)
             await self._app(scope, receive, answer)
+        except ClientDisconnect:
+            return
         except Exception as error:
-            if begun:
-                raise
-            refused = error if isinstance(error, Refused) else None
-            if refused is None:
+            if not isinstance(error, Refused):
                 # Its words could hold what is in an image or a path; the log stays on this machine.
                 logger.exception("request %s failed", request_id)
-                refused = Refused(500, "internal", "the service failed over this request", "tell who runs it the id")
-            await problem(refused, request_id)(scope, receive, answer)
+            if begun and not ended:
+                raise
+            if not begun:
+                await _told(_refusal(error), scope)(scope, receive, answer)
 
     def _let_in(self, scope: Scope) -> None:
         """Keep out what a page of another site sends: by a name of its own for this address, or from its own place.
@@ -121,19 +129,20 @@ class Guard:
             Refused: 403.
         """
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        host = _name(headers.get("host", ""))
-        if self._cfg.on_loopback and host and host not in LOOPBACK:
+        host = headers.get("host", "")
+        if self._cfg.on_loopback and host and _name(host) not in LOOPBACK:
             raise Refused(403, "foreign_host", "the service listens on loopback, and was called by another name")
         origin = headers.get("origin", "")
         if not origin or origin in self._cfg.access.cors:
             return
-        if urlsplit(origin).netloc != headers.get("host", "") and scope["method"] not in ("GET", "HEAD"):
+        if origin.partition("://")[2] != host and scope["method"] not in ("GET", "HEAD"):
             raise Refused(403, "foreign_origin", "a page of another site may not ask", "see serve.access.cors")
 
 
 def _name(host: str) -> str:
-    """The host's name without its port."""
-    return re.sub(r":\d*$", "", host).strip("[]").lower()
+    """The host's name without its port; empty where it is none."""
+    found = HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def _complete(message: MutableMapping[str, Any], request_id: str) -> None:

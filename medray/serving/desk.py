@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medray.bundle import BundleError
 from medray.sections.service import ServeSection
 from medray.serving.agreement import Agreement
 from medray.serving.audit import AuditLog, default_folder
@@ -22,7 +22,8 @@ from medray.serving.results import Results
 from medray.types import Case
 
 logger = logging.getLogger(__name__)
-LEARN_S = 10.0
+LEARN_S, RETRY_S = 5.0, 60.0
+_now = time.monotonic
 
 
 class Desk:
@@ -38,7 +39,8 @@ class Desk:
         self._monitor = Monitor(cfg.drift)
         self._results = Results(cfg)
         self._jobs = Jobs(cfg, models, self._finish, self._tell)
-        self._known: set[str] = set()
+        self._known: dict[str, asyncio.Task[bool]] = {}
+        self._retry: dict[str, float] = {}
         self._agreements: dict[tuple[str, str], Agreement] = {}
         self._writing = asyncio.Lock()
 
@@ -53,18 +55,26 @@ class Desk:
             async with self._writing:
                 await asyncio.to_thread(self._audit.append, requests)
         for one in requests:
-            if one["model"] and one["model"] not in self._known:
-                await self._learn(one["model"])
+            if model := one["model"]:
+                await self._know(model)
             self._monitor.record(one)
 
-    async def _learn(self, reference: str) -> None:
+    async def _know(self, reference: str) -> None:
         """Have the monitor know what a model's training looked like; without that its requests are counted alone."""
-        self._known.add(reference)
+        learning = self._known.get(reference)
+        if learning is None or (learning.done() and not learning.result() and self._retry.get(reference, 0) < _now()):
+            learning = self._known[reference] = asyncio.ensure_future(self._learn(reference))
+        await asyncio.shield(learning)
+
+    async def _learn(self, reference: str) -> bool:
         try:
             card = await asyncio.wait_for(self._models.card(reference.replace("/", "@")), LEARN_S)
             self._monitor.reference(reference, card["card"])
-        except (TimeoutError, Refused, BundleError) as error:
+        except Exception as error:  # no reason to refuse an answer
             logger.warning("%s is not compared with its training: %s", reference, type(error).__name__)
+            self._retry[reference] = _now() + RETRY_S
+            return False
+        return True
 
     async def take(self, caller: str) -> float:
         """Seconds that a caller must wait for its next prediction; 0 where it may go on."""
@@ -84,11 +94,13 @@ class Desk:
 
     async def cancel(self, job_id: str, caller: str) -> dict[str, Any]:
         """A job's state after it was told to end; raises Refused."""
-        return self._jobs.cancel(job_id, caller)
+        return await self._jobs.cancel(job_id, caller)
 
     async def keep(self, caller: str, kept: Kept) -> None:
         """Keep an answer for a while."""
         self._results.keep(kept.request_id, caller, kept.nbytes, self._box(kept))
+        # Whether or not somebody asks then, it has gone.
+        asyncio.get_running_loop().call_later(self._cfg.keep_s + 1, self._results.sweep)
 
     async def kept(self, request_id: str, caller: str) -> Any:
         """An answer that was kept, as it was boxed; raises Refused."""
@@ -114,13 +126,13 @@ class Desk:
 
     async def _finish(self, job: Job, raw: Case, answered: Answered) -> dict[str, Any]:
         """Keep the answer of a job; what its JSON is."""
-        body = document(job.asked.request_id, answered, job.about["input"], job.about["timings_ms"])
+        body = document(job.asked.request_id, answered, job.about, job.timings_ms)
         await self.keep(job.caller, keeping(body, answered, raw, job.source, job.kind, self._cfg.keep_s))
         return body
 
     async def _tell(self, job: Job, answered: Answered | None, refused: Refused | None) -> None:
         """Write down how a job ended."""
-        facts: dict[str, Any] = {"input": job.about["input"]["sha256"], "timings_ms": job.about["timings_ms"]}
+        facts: dict[str, Any] = {"input": job.about["sha256"], "timings_ms": job.timings_ms}
         if refused is not None:
             outcome = "cancelled" if refused.code == "cancelled" else "failed"
             facts |= {"status": refused.status, "code": refused.code, "outcome": outcome}

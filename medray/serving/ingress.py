@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
+import logging
 import math
 import random
-import time
 import uuid
-from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -17,52 +16,19 @@ from starlette.responses import JSONResponse, Response
 
 from medray.imaging.reader import SNIFF_BYTES, sniff
 from medray.sections.service import ServeSection
-from medray.serving.access import Access, Caller, require
+from medray.serving.access import Access, Caller, Role, require
 from medray.serving.agreement import compare
+from medray.serving.asking import asked_of, rendered, request_id_of
 from medray.serving.decoders import Decoders
 from medray.serving.messages import Answered, Asked, Desk, Job, Models
-from medray.serving.pages import REPORT_POLICY
-from medray.serving.problems import Refused, refusal_of
-from medray.serving.recorder import Recorder
-from medray.serving.render import render
-from medray.serving.respond import SHADOW, document, event, input_of, keeping
-from medray.serving.upload import Uploads
-from medray.types import Case, InputError
+from medray.serving.problems import Refused
+from medray.serving.recorder import Noted, Recorder
+from medray.serving.respond import SHADOW, document, input_of, keeping
+from medray.serving.room import Room
+from medray.serving.upload import ASIDE_BYTES, Uploads
+from medray.types import Case
 
-OUTPUTS = ("json", "mask", "overlay", "explanation", "dicom_seg", "report")
-TRUTHS = {"true": True, "1": True, "false": False, "0": False}
-SMOOTHING = 0.1
-"""Weight of the newest answer in the mean time between answers."""
-
-
-class Room:
-    """How many requests are being answered, and when one more is likely to find room."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.taken = 0
-        self._between_s, self._last = 0.0, 0.0
-
-    def check(self) -> None:
-        """Raises Refused where there is no room."""
-        if self.taken >= self._most:
-            wait = max(1, math.ceil(self._between_s * self._most / 2))
-            fact = f"{self.taken} requests are being answered, at most {self._most} are taken"
-            raise Refused(429, "overloaded", fact, "wait as long as Retry-After says", {"Retry-After": str(wait)})
-
-    @contextlib.contextmanager
-    def take(self) -> Iterator[None]:
-        """Have room for the time of an answer; raises as `check`."""
-        self.check()
-        self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
-            now = time.monotonic()
-            between = min(now - self._last, 60.0) if self._last else 0.0
-            self._between_s += SMOOTHING * (between - self._between_s)
-            self._last = now
+logger = logging.getLogger(__name__)
 
 
 class Ingress:
@@ -75,104 +41,80 @@ class Ingress:
         self.room = Room(cfg.max_queued_requests)
         self.uploads = Uploads(cfg)
         self._decoders = Decoders(cfg.decoders)
-        self._recorder = Recorder(desk)
+        self.recorder = Recorder(desk)
         self._shadow: asyncio.Task[None] | None = None
 
-    async def caller(self, request: Request, role: str) -> Caller:
+    async def caller(self, request: Request, role: Role) -> Caller:
         """Who asks; raises Refused where it is nobody known, or may not."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
         if self.access.may_wait:
             caller = await asyncio.to_thread(self.access.caller, headers)
         else:
             caller = self.access.caller(headers)
-        require(caller, role)  # type: ignore[arg-type]
+        require(caller, role)
         return caller
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict."""
-        began = time.perf_counter()
-        request_id, facts = request_id_of(request), dict[str, Any]()
-        caller = await self.caller(request, "user")
-        try:
+        request_id = request_id_of(request)
+        async with self.recorder.noting(request_id, "/v1/predict") as noted:
+            caller = await self.caller(request, "user")
+            noted.caller = caller.id
             self.uploads.check(request)
             self.room.check()
-            await self._rate(caller)
+            await self.rate(caller)
             asked, output = asked_of(request.query_params, request_id)
             source = await self.uploads.read(request)
-            read = time.perf_counter()
-            facts["input"] = hashlib.sha256(source).hexdigest()
+            noted.stage("read")
+            digest = await _sha256(source)
+            noted.facts["input"] = digest
             with self.room.take():
                 raw = await self._decoders.read(source)
-                facts["timings_ms"] = {"read": _ms(read - began), "decode": _ms(time.perf_counter() - read)}
-                return await self._answer(request, caller, asked, output, source, raw, facts, began)
-        except (InputError, Refused) as error:
-            refused = refusal_of(error) if isinstance(error, InputError) else error
-            facts |= {"status": refused.status, "code": refused.code, "outcome": "refused"}
-            facts.setdefault("timings_ms", {})["total"] = _ms(time.perf_counter() - began)
-            self._recorder.note(event(request_id, caller.id, "/v1/predict", **facts))
-            raise refused from None
-        except asyncio.CancelledError:
-            facts |= {"status": 499, "code": "disconnected", "outcome": "cancelled"}
-            self._recorder.note(event(request_id, caller.id, "/v1/predict", **facts))
-            raise
+                noted.stage("decode")
+                sent = Sent(source, sniff(source[:SNIFF_BYTES]), raw, digest)
+                asked = replace(asked, sticky=request.headers.get("x-medray-sticky") or digest)
+                if self._later(request, raw):
+                    return await self._submit(noted, asked, output, sent)
+                return await self._answer(noted, asked, output, sent)
 
-    async def _answer(
-        self,
-        request: Request,
-        caller: Caller,
-        asked: Asked,
-        output: str,
-        source: bytes,
-        raw: Case,
-        facts: dict[str, Any],
-        began: float,
-    ) -> Response:
-        kind = sniff(source[:SNIFF_BYTES])
-        about = input_of(raw, facts["input"], kind)
-        sticky = request.headers.get("x-medray-sticky") or facts["input"]
-        asked = Asked(asked.request_id, asked.model, sticky, asked.explain, asked.target, asked.keep)
-        if output == "json" and self._later(request, raw):
-            return await self._submit(caller, asked, source, kind, raw, about, facts)
-        answered = await self.models.predict(asked, raw)
-        facts["timings_ms"]["total"] = _ms(time.perf_counter() - began)
-        body = document(asked.request_id, answered, about, facts["timings_ms"])
+    async def _answer(self, noted: Noted, asked: Asked, output: str, sent: Sent) -> Response:
+        answered = await self.models.predict(asked, sent.raw)
+        noted.stage("total")
+        body = document(asked.request_id, answered, sent.about, noted.timings_ms)
+        kept = None
+        if answered.prediction is not None:
+            kept = keeping(body, answered, sent.raw, sent.source, sent.kind, self.cfg.keep_s)
         headers = {"X-Medray-Model": answered.entry.reference}
-        response: Response
         if output != "json":
-            kept = keeping(body, answered, raw, source, kind, self.cfg.keep_s)
             response = await rendered(kept, output)
             response.headers.update(headers)
-        else:
-            if answered.prediction is not None:
-                await self.desk.keep(caller.id, keeping(body, answered, raw, source, kind, self.cfg.keep_s))
+        # What is not written down is neither given nor kept.
+        await self.recorder.write(noted.event(answered))
+        if output == "json":
+            if kept is not None:
+                await self.desk.keep(noted.caller, kept)
             response = JSONResponse(body, headers=headers)
-        await self._recorder.write(event(asked.request_id, caller.id, "/v1/predict", answered, **facts))
-        self._ask_shadow(asked, raw, answered)
+        self._ask_shadow(asked, sent.raw, answered)
         return response
 
     def _later(self, request: Request, raw: Case) -> bool:
         wished = "respond-async" in request.headers.get("prefer", "").lower()
         return wished or (raw.spatial_dims == 3 and raw.image[0].size > self.cfg.sync_voxels)
 
-    async def _submit(
-        self,
-        caller: Caller,
-        asked: Asked,
-        source: bytes,
-        kind: str,
-        raw: Case,
-        about: Mapping[str, Any],
-        facts: dict[str, Any],
-    ) -> Response:
-        asked = Asked(asked.request_id, asked.model, asked.sticky, asked.explain, asked.target, True)
-        known = {"input": about, "timings_ms": facts["timings_ms"]}
-        state = await self.desk.submit(Job(asked, caller.id, source, kind, known), raw)
-        accepted = {**facts, "status": 202, "outcome": "accepted"}
-        await self._recorder.write(event(asked.request_id, caller.id, "/v1/predict", **accepted))
+    async def _submit(self, noted: Noted, asked: Asked, output: str, sent: Sent) -> Response:
+        if output != "json":
+            fact = f"the image has {sent.raw.image[0].size} voxels, or was asked for later: it becomes a job"
+            raise Refused(
+                422, "needs_a_job", fact, "leave output out, and fetch the file by the links of the job's result"
+            )
+        job = Job(replace(asked, keep=True), noted.caller, sent.source, sent.kind, sent.about, noted.timings_ms)
+        await self.recorder.write({**noted.event(), "status": 202, "outcome": "accepted"})
+        state = await self.desk.submit(job, sent.raw)
         place = f"/v1/jobs/{asked.request_id}"
         return JSONResponse(state, 202, {"Location": place, "Retry-After": "1"})
 
-    async def _rate(self, caller: Caller) -> None:
+    async def rate(self, caller: Caller) -> None:
+        """Count a caller's question; raises Refused where there were too many."""
         if self.cfg.access.per_minute is not None and (wait := await self.desk.take(caller.id)):
             fact = f"a key may ask {self.cfg.access.per_minute} times a minute"
             raise Refused(429, "rate_limited", fact, "wait", {"Retry-After": str(math.ceil(wait))})
@@ -185,59 +127,36 @@ class Ingress:
             self._shadow = asyncio.ensure_future(self._compare(question, raw, heard))
 
     async def _compare(self, question: Asked, raw: Case, heard: Answered) -> None:
-        with contextlib.suppress(InputError, Refused):
+        try:
             answered = await self.models.predict(question, raw)
-            told = {"route": SHADOW, "model": heard.entry.reference, "shadow": answered.entry.reference}
-            self._recorder.note({**told, "agreement": compare(heard, answered)})
-
-    async def write(self, told: Mapping[str, Any]) -> None:
-        """Write an event of another route down; raises Refused where it cannot be."""
-        await self._recorder.write(told)
+        except Exception as error:
+            logger.debug("a shadow did not answer: %s", type(error).__name__)
+            return
+        told = {"route": SHADOW, "model": heard.entry.reference, "shadow": answered.entry.reference}
+        self.recorder.note({**told, "agreement": compare(heard, answered)})
 
     def close(self) -> None:
         """End the decoders."""
         self._decoders.close()
 
 
-async def rendered(kept: Any, what: str, **where: Any) -> Response:
-    """One file of an answer.
+@dataclass(frozen=True, slots=True, eq=False)
+class Sent:
+    """An upload that could be read."""
 
-    Raises:
-        Refused: the answer has no such file.
-    """
-    try:
-        file = await asyncio.to_thread(lambda: render(kept, what, **where))
-    except ValueError as error:
-        raise Refused(422, "no_such_file", str(error), "see the links of the answer") from None
-    headers = {"Content-Disposition": f'inline; filename="{file.filename}"', "Cache-Control": "private, no-store"}
-    if what == "report":
-        headers["Content-Security-Policy"] = REPORT_POLICY
-    return Response(file.content, headers=headers, media_type=file.media_type)
+    source: bytes
+    kind: str
+    raw: Case
+    digest: str
 
-
-def request_id_of(request: Request) -> str:
-    """Of a request that the guard let in."""
-    return str(request.scope["medray.request"])
+    @property
+    def about(self) -> dict[str, Any]:
+        """What an answer says of it."""
+        return input_of(self.raw, self.digest, self.kind)
 
 
-def asked_of(query: Mapping[str, str], request_id: str) -> tuple[Asked, str]:
-    """What a query asks for, and as what kind of file.
-
-    Raises:
-        Refused: a word that is none.
-    """
-    output, explain = query.get("output", "json"), query.get("explain", "none")
-    if output not in OUTPUTS:
-        raise Refused(422, "bad_query", "output: there is no such kind", f"take one of {', '.join(OUTPUTS)}")
-    keep = query.get("keep")
-    if keep is not None and keep.lower() not in TRUTHS:
-        raise Refused(422, "bad_query", "keep: neither true nor false")
-    kept = True if output != "json" else None if keep is None else TRUTHS[keep.lower()]
-    if output == "explanation" and explain == "none":
-        explain = "gradcam"
-    model, target = query.get("model", ""), query.get("target", "")
-    return Asked(request_id, model, "", "" if explain == "none" else explain, target, kept), output
-
-
-def _ms(seconds: float) -> float:
-    return round(1000 * seconds, 3)
+async def _sha256(content: bytes) -> str:
+    """Of much in a thread, so that others go on."""
+    if len(content) < ASIDE_BYTES:
+        return hashlib.sha256(content).hexdigest()
+    return await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from medray.sections.service import ServeSection
@@ -14,6 +16,9 @@ from medray.serving.problems import Refused, refusal_of
 from medray.serving.respond import stamp
 from medray.types import Case, InputError
 
+logger = logging.getLogger(__name__)
+CANCEL_S = 5.0
+"""As long as a job that was told to end is waited for."""
 State = Literal["pending", "running", "completed", "failed", "cancelled"]
 Finish = Callable[[Job, Case, Answered], Awaitable[dict[str, Any]]]
 """Keeps the answer of a job; what its JSON is."""
@@ -76,12 +81,17 @@ class Jobs:
         mine = [one for one in self._jobs.values() if owner in ("", one.job.caller)]
         return [{**self._told(one), "result": None} for one in mine]
 
-    def cancel(self, job_id: str, owner: str) -> dict[str, Any]:
+    async def cancel(self, job_id: str, owner: str) -> dict[str, Any]:
         """End a job that has not ended; raises as `state`."""
         running = self._find(job_id, owner)
         if running.ended is None and running.task is not None:
             running.task.cancel()
-            self._end(running, "cancelled")
+            await asyncio.wait([running.task], timeout=CANCEL_S)
+            if running.ended is None and running.task.done():  # it had not begun
+                refused = Refused(499, "cancelled", "it was cancelled")
+                with contextlib.suppress(Exception):
+                    await self._tell(running.job, None, refused)
+                self._end(running, refused)
         return self._told(running)
 
     @property
@@ -90,44 +100,52 @@ class Jobs:
         return sum(one.ended is None for one in self._jobs.values())
 
     async def _run(self, running: _Running, raw: Case) -> None:
-        refused: Refused | None = None
+        """From the start of a job to its end; it has ended only when that is written down."""
         answered: Answered | None = None
+        refused: Refused | None = None
         try:
-            async with self._room:
-                running.state = "running"
-                async for news in self._models.follow(running.job.asked, raw):
-                    if isinstance(news, Answered):
-                        answered = news
-                    else:
-                        running.progress = max(running.progress, round(news, 4))
-                if answered is None:
-                    raise RuntimeError("the model ended without an answer")
-                running.model = answered.entry.reference
-                running.result = await self._finish(running.job, raw, answered)
+            answered = await self._answered(running, raw)
+            await self._tell(running.job, answered, None)
+            running.result = await self._finish(running.job, raw, answered)
         except InputError as error:
             refused = refusal_of(error)
         except Refused as error:
             refused = error
         except asyncio.CancelledError:
-            await self._tell(running.job, None, Refused(499, "cancelled", "it was cancelled"))
-            raise
-        except Exception:
-            refused = Refused(503, "job_failed", "the models failed", "send it again")
-        try:
-            await self._tell(running.job, answered if refused is None else None, refused)
+            refused = Refused(499, "cancelled", "it was cancelled")
         except OSError:
             refused = Refused(503, "audit_unavailable", "the answer cannot be recorded, so it is not given")
+        except Exception as error:
+            logger.error("a job failed with %s", type(error).__name__)
+            refused = Refused(503, "job_failed", "the models failed", "send it again")
         if refused is not None:
             running.result = None
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                await self._tell(running.job, None, refused)
+        self._end(running, refused)
+
+    async def _answered(self, running: _Running, raw: Case) -> Answered:
+        async with self._room:
+            running.state = "running"
+            async for news in self._models.follow(running.job.asked, raw):
+                if isinstance(news, Answered):
+                    running.model = news.entry.reference
+                    return news
+                running.progress = max(running.progress, round(news, 4))
+        raise RuntimeError("the model ended without an answer")
+
+    def _end(self, running: _Running, refused: Refused | None) -> None:
+        """Let go of all but what is told."""
+        cancelled = refused is not None and refused.code == "cancelled"
+        running.state = "completed" if refused is None else "cancelled" if cancelled else "failed"
+        running.ended, running.task, running.size = time.time(), None, 0
+        running.job = replace(running.job, source=b"")
+        if refused is None:
+            running.progress = 1.0
+        elif not cancelled:
             running.problem = {"status": refused.status, "code": refused.code, "detail": refused.detail}
             running.problem |= {"title": refused.code.replace("_", " "), "hint": refused.hint}
-        self._end(running, "completed" if refused is None else "failed")
-
-    def _end(self, running: _Running, state: State) -> None:
-        running.state, running.ended = state, time.time()
-        running.size = 0
-        if state == "completed":
-            running.progress = 1.0
+        asyncio.get_running_loop().call_later(self._cfg.keep_s + 1, self._forget)
 
     def _find(self, job_id: str, owner: str) -> _Running:
         self._forget()

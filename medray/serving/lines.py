@@ -47,8 +47,12 @@ async def call(handle: DeploymentHandle, method: str, *args: Any) -> Any:
         InputError, Refused, OSError: what the method raised; 503 where nobody is there to answer.
     """
     for attempt in range(TRIES):
+        response = getattr(handle, method).remote(*args)
         try:
-            found = await getattr(handle, method).remote(*args)
+            found = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
         except RayActorError:
             await asyncio.sleep(PAUSE_S * 2**attempt)
             continue
@@ -78,13 +82,17 @@ class ModelLine:
         """See Models; begins again where the replica dies."""
         sent = _by_reference(raw)
         for attempt in range(TRIES):
+            stream = self._handle.options(stream=True).follow.remote(asked, sent)
             try:
-                async for news in self._handle.options(stream=True).follow.remote(asked, sent):
+                async for news in stream:
                     if isinstance(news, Exception):
                         raise news
                     yield news
             except RayActorError:
                 await asyncio.sleep(PAUSE_S * 2**attempt)
+            except (asyncio.CancelledError, GeneratorExit):
+                stream.cancel()
+                raise
             else:
                 return
         raise gone()

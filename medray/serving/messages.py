@@ -111,7 +111,9 @@ class Job:
     source: bytes
     kind: str
     about: Mapping[str, Any] = field(default_factory=dict)
-    """The part of the answer that is known of the upload."""
+    """What the answer says of the upload."""
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    """Of what was done before."""
 
 
 class Desk(Protocol):

@@ -5,9 +5,10 @@ Source: github.com/kserve/open-inference-protocol, inference_rest.md.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import math
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -16,12 +17,14 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from medray.serving.ingress import Ingress, request_id_of
+from medray.serving.asking import request_id_of
+from medray.serving.ingress import Ingress
 from medray.serving.problems import Refused
-from medray.serving.respond import event
 from medray.types import Array
 
 DATATYPES: Mapping[str, str] = {"FP32": "float32", "FP64": "float64", "UINT8": "uint8", "INT16": "int16"}
+MOST_MB = 32.0
+"""Of a question: JSON of numbers is read by one thread, and holds up the others meanwhile."""
 HINT = "see GET /v2/models/NAME for what the model takes"
 TENSORS: dict[str, Any] = {
     "requestBody": {
@@ -45,11 +48,13 @@ def _health(router: APIRouter, ingress: Ingress) -> None:
         """Name and version."""
         return {"name": "medray", "version": version("medray"), "extensions": []}
 
+    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def alive() -> dict[str, bool]:
         """This process answers."""
         return {"live": True}
 
+    @router.head("/health/ready", include_in_schema=False)
     @router.get("/health/ready")
     async def ready() -> JSONResponse:
         """Models are in memory, and gave their golden answers."""
@@ -81,20 +86,30 @@ def _models(router: APIRouter, ingress: Ingress) -> None:
 
 
 async def _infer(ingress: Ingress, request: Request, reference: str) -> Response:
-    began = time.perf_counter()
-    caller = await ingress.caller(request, "user")
-    with ingress.room.take():
-        body = parsed(await ingress.uploads.read(request))
-        entry, scores = await ingress.models.infer(reference, tensor(body))
-    spent = {"total": round(1000 * (time.perf_counter() - began), 3)}
-    told = event(request_id_of(request), caller.id, "/v2/infer", timings_ms=spent, batch=len(scores))
-    await ingress.write({**told, "model": entry.reference, "digest": entry.digest})
+    async with ingress.recorder.noting(request_id_of(request), "/v2/infer") as noted:
+        caller = await ingress.caller(request, "user")
+        noted.caller = caller.id
+        ingress.uploads.check(request, MOST_MB)
+        ingress.room.check()
+        await ingress.rate(caller)
+        content = await ingress.uploads.body(request, MOST_MB)
+        noted.facts["input"] = hashlib.sha256(content).hexdigest()
+        with ingress.room.take():
+            body, images = await asyncio.to_thread(_question, content)
+            entry, scores = await ingress.models.infer(reference, images)
+        told = noted.event(batch=len(scores))
+        await ingress.recorder.write({**told, "model": entry.reference, "digest": entry.digest})
     outputs = {"name": "scores", "datatype": "FP32", "shape": list(scores.shape), "data": scores.ravel().tolist()}
     answer = {"model_name": entry.name, "model_version": entry.version, "outputs": [outputs]}
     said = body.get("id")
     if isinstance(said, str):
         answer["id"] = said
     return JSONResponse(answer, headers={"X-Medray-Model": entry.reference})
+
+
+def _question(content: bytes) -> tuple[dict[str, Any], Array]:
+    body = parsed(content)
+    return body, tensor(body)
 
 
 def parsed(content: bytes) -> dict[str, Any]:
@@ -109,6 +124,10 @@ def parsed(content: bytes) -> dict[str, Any]:
         raise Refused(400, "bad_json", "the body is no JSON", HINT) from None
     if not isinstance(body, dict):
         raise Refused(400, "bad_json", "the body is no JSON object", HINT)
+    try:
+        str(body.get("id", "")).encode()
+    except UnicodeEncodeError:
+        raise Refused(400, "bad_json", "id: no text", HINT) from None
     return body
 
 
@@ -128,10 +147,7 @@ def tensor(body: Mapping[str, Any]) -> Array:
     sizes = shape if isinstance(shape, list) else []
     if not sizes or not all(type(size) is int and 0 < size < 2**31 for size in sizes):
         raise Refused(400, "bad_tensor", "shape: not a list of sizes", HINT)
-    try:
-        values = np.asarray(given.get("data"), dtype=DATATYPES[kind])
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        raise Refused(400, "bad_tensor", "data: not numbers of that datatype", HINT) from None
+    values = _numbers(given.get("data"), DATATYPES[kind])
     if values.size != math.prod(sizes):
         fact = f"data: {values.size} numbers, the shape says {math.prod(sizes)}"
         raise Refused(400, "bad_tensor", fact, HINT)
@@ -140,6 +156,20 @@ def tensor(body: Mapping[str, Any]) -> Array:
     if not np.isfinite(found).all():
         raise Refused(400, "bad_tensor", "data: numbers that are not finite", HINT)
     return found
+
+
+def _numbers(data: object, dtype: str) -> Array:
+    """What JSON holds as an array of a datatype, whose numbers are the same."""
+    wrong = Refused(400, "bad_tensor", "data: not numbers of that datatype", HINT)
+    try:
+        given = np.asarray(data)
+        with np.errstate(all="ignore"):
+            values = given.astype(dtype)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise wrong from None
+    if given.dtype.kind not in "iuf" or (values.dtype.kind != "f" and not np.array_equal(values, given)):
+        raise wrong
+    return values
 
 
 def _metadata(card: Mapping[str, Any]) -> dict[str, Any]:

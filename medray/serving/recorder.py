@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from medray.serving.messages import Desk
-from medray.serving.problems import Refused
+from starlette.requests import ClientDisconnect
+
+from medray.serving.messages import Answered, Desk
+from medray.serving.problems import Refused, refusal_of
+from medray.serving.respond import event
+from medray.types import InputError
+
+
+class Noted:
+    """What is known of a request until it ends."""
+
+    def __init__(self, request_id: str, route: str) -> None:
+        self.request_id, self.route = request_id, route
+        self.caller = ""
+        self.facts: dict[str, Any] = {}
+        """Of the event: input, status, ..."""
+        self.timings_ms: dict[str, float] = {}
+        self._began = self._last = time.perf_counter()
+
+    def stage(self, name: str) -> None:
+        """A stage of this name has ended; `total` is from the beginning."""
+        now = time.perf_counter()
+        self.timings_ms[name] = round(1000 * (now - (self._began if name == "total" else self._last)), 3)
+        self._last = now
+
+    def event(self, answered: Answered | None = None, **facts: Any) -> dict[str, Any]:
+        """What is written down."""
+        if "total" not in self.timings_ms:
+            self.stage("total")
+        known = {**self.facts, "timings_ms": self.timings_ms, **facts}
+        return event(self.request_id, self.caller, self.route, answered, **known)
+
 
 PENDING = 10_000
 """Events that nobody waits for are left out beyond this many."""
@@ -22,19 +54,36 @@ class Recorder:
         self._written: asyncio.Future[None] | None = None
         self._flushing: asyncio.Task[None] | None = None
 
-    async def write(self, event: Mapping[str, Any]) -> None:
+    @contextlib.asynccontextmanager
+    async def noting(self, request_id: str, route: str) -> AsyncIterator[Noted]:
+        """Has every end of a request but the good one, which `write` is for, written down."""
+        noted = Noted(request_id, route)
+        try:
+            yield noted
+        except (InputError, Refused) as error:
+            refused = refusal_of(error) if isinstance(error, InputError) else error
+            self.note(noted.event(status=refused.status, code=refused.code, outcome="refused"))
+            raise refused from None
+        except (asyncio.CancelledError, ClientDisconnect):
+            self.note(noted.event(status=499, code="disconnected", outcome="cancelled"))
+            raise
+        except Exception:
+            self.note(noted.event(status=500, code="internal", outcome="failed"))
+            raise
+
+    async def write(self, told: Mapping[str, Any]) -> None:
         """Write an event down.
 
         Raises:
             Refused: it cannot be; then the answer that it is of must not be given.
         """
-        self._events.append(event)
+        self._events.append(told)
         await asyncio.shield(self._next())
 
-    def note(self, event: Mapping[str, Any]) -> None:
+    def note(self, told: Mapping[str, Any]) -> None:
         """Write an event down some time."""
         if len(self._events) < PENDING:
-            self._events.append(event)
+            self._events.append(told)
             self._next().add_done_callback(lambda written: written.cancelled() or written.exception())
 
     def _next(self) -> asyncio.Future[None]:

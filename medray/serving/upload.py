@@ -18,6 +18,8 @@ FORM_HINT = "curl -F file=@image.png"
 GRACE_S = 5.0
 """Any upload may take so long, however slow."""
 MAX_FIELDS = 8
+ASIDE_BYTES = 1 << 20
+"""More is worked on in a thread, so that others go on."""
 MIB, KIB = 2**20, 2**10
 SLOW = {"Connection": "close"}
 
@@ -35,25 +37,31 @@ class Uploads:
         Raises:
             Refused: no length, too long, too slow, a broken form, or none or several files in it.
         """
-        self.check(request)
-        body = await self._body(request)
+        body = await self.body(request)
         kind = request.headers.get("content-type", "")
-        return file_of_form(body, kind) if kind.lower().startswith("multipart/form-data") else body
+        if not kind.lower().startswith("multipart/form-data"):
+            return body
+        if len(body) < ASIDE_BYTES:
+            return file_of_form(body, kind)
+        return await asyncio.to_thread(file_of_form, body, kind)
 
-    def check(self, request: Request) -> None:
-        """Refuse by what is announced.
+    def check(self, request: Request, most_mb: float | None = None) -> int:
+        """The length that is announced; `most_mb` is less than uploads may have.
 
         Raises:
             Refused: no length, or too long.
         """
+        most_mb = self._cfg.max_upload_mb if most_mb is None else min(most_mb, self._cfg.max_upload_mb)
         length = request.headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit()):
+        if not (length.isascii() and length.isdigit()) or "transfer-encoding" in request.headers:
             raise Refused(411, "length_required", "the request has no Content-Length", "send the length of the body")
-        if len(length) > 18 or int(length) > self._cfg.max_upload_mb * MIB:
-            fact = f"{length[:18]} bytes, at most {self._cfg.max_upload_mb:g} MiB are taken"
-            raise Refused(413, "too_large_upload", fact)
+        if len(length) > 18 or int(length) > most_mb * MIB:
+            raise Refused(413, "too_large_upload", f"{length[:18]} bytes, at most {most_mb:g} MiB are taken")
+        return int(length)
 
-    async def _body(self, request: Request) -> bytes:
+    async def body(self, request: Request, most_mb: float | None = None) -> bytes:
+        """The body as it is; raises as `check` and `read`."""
+        announced = self.check(request, most_mb)
         began, held = time.monotonic(), 0
         parts: list[bytes] = []
         stream = request.stream().__aiter__()
@@ -70,6 +78,8 @@ class Uploads:
                 parts.append(part)
                 held += len(part)
                 self._held += len(part)
+                if held > announced:
+                    raise Refused(413, "too_large_upload", f"more than the {announced} bytes that were announced")
                 if self._held > self._cfg.uploads_mb * MIB:
                     raise Refused(429, "too_many_uploads", "too much is being uploaded", "wait", {"Retry-After": "2"})
         finally:

@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medray.serving.ingress import OUTPUTS, Ingress, rendered
+from medray.serving.asking import OUTPUTS, rendered
+from medray.serving.ingress import Ingress
 from medray.serving.planes import slices_info
 from medray.serving.problems import Refused
 from medray.serving.respond import NOTICE, event
@@ -56,6 +57,25 @@ class Feedback(BaseModel):
     """The right class, one of the model's."""
 
 
+FEEDBACK_MB = 1 / 16
+FEEDBACK: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": Feedback.model_json_schema()}}}
+}
+
+
+def feedback_of(content: bytes) -> Feedback:
+    """What a body says.
+
+    Raises:
+        Refused: it is none; what it holds is not repeated.
+    """
+    try:
+        return Feedback.model_validate_json(content)
+    except ValidationError:
+        hint = "see /docs: request_id of an answer, correct true or false, and perhaps a label"
+        raise Refused(422, "bad_feedback", "the body is no feedback", hint) from None
+
+
 def routes(ingress: Ingress) -> APIRouter:
     """All of them."""
     router = APIRouter()
@@ -79,10 +99,11 @@ def _predictions(router: APIRouter, ingress: Ingress) -> None:
         """One image: a PNG, JPEG, DICOM, NIfTI, NRRD or npy file, or a zip of a DICOM series."""
         return await ingress.predict(request)
 
-    @router.post("/v1/feedback", status_code=201)
-    async def feedback(said: Feedback, request: Request) -> dict[str, str]:
+    @router.post("/v1/feedback", status_code=201, openapi_extra=FEEDBACK)
+    async def feedback(request: Request) -> dict[str, str]:
         """Whether an answer that was kept was right."""
         caller = await ingress.caller(request, "user")
+        said = feedback_of(await ingress.uploads.body(request, FEEDBACK_MB))
         kept = await ingress.desk.kept(said.request_id, "" if caller.may("admin") else caller.id)
         known = (*kept.facts.classes, *kept.facts.structures)
         if said.label is not None and said.label not in known:
@@ -90,7 +111,7 @@ def _predictions(router: APIRouter, ingress: Ingress) -> None:
         place = known.index(said.label) if said.label is not None else None
         code = "correct" if said.correct else "wrong" if place is None else f"wrong_is_{place}"
         told = event(said.request_id, caller.id, "/v1/feedback", status=201, code=code, outcome="accepted")
-        await ingress.write({**told, "model": kept.model, "digest": kept.digest})
+        await ingress.recorder.write({**told, "model": kept.model, "digest": kept.digest})
         return {"request_id": said.request_id, "recorded": code}
 
 
@@ -127,6 +148,8 @@ def _results(router: APIRouter, ingress: Ingress) -> None:
         kept = await ingress.desk.kept(request_id, await _owner(ingress, request))
         if not layer:
             return JSONResponse(slices_info(kept))
+        if layer not in LAYERS:
+            raise Refused(422, "no_such_file", "there is no such layer", f"take one of {', '.join(LAYERS)}")
         return await rendered(kept, "slices", axis=axis, index=index, layer=layer)
 
     @router.get("/v1/results/{request_id}/preview/{name}.nii.gz")
@@ -171,11 +194,13 @@ def _models(router: APIRouter, ingress: Ingress) -> None:
 
 
 def _health(router: APIRouter, ingress: Ingress) -> None:
+    @router.head("/livez", include_in_schema=False)
     @router.get("/livez", response_class=PlainTextResponse)
     async def alive() -> str:
         """This process answers."""
         return "ok"
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", response_class=PlainTextResponse)
     async def ready() -> str:
         """Models are in memory, and gave their golden answers."""

@@ -31,7 +31,7 @@ from medray.networks.layers import feature_layer
 from medray.serving import ingress, keys, upload, watched
 from medray.serving.api import build
 from medray.serving.audit import default_folder
-from medray.serving.ingress import Room
+from medray.serving.room import Room
 from medray.serving.lineup import of_bundle
 from medray.serving.messages import Answered, Asked
 from medray.serving.problems import Refused

@@ -19,7 +19,7 @@ from service_phantom import ADDRESS, Running, service
 from test_ingress import Direct, bundles_of, nifti, png
 
 from medray.imaging.writer import png_bytes
-from medray.serving import ingress
+from medray.serving import asking
 from medray.serving.oip import DATATYPES
 
 OPERATIONS = 22
@@ -165,7 +165,7 @@ QUERY = st.fixed_dictionaries(
         # Explanations side by side are in test_ingress.py; here one comes after the other.
         "explain": mostly("none", "gradcam", "gradcam++", "occlusion", "smoothgrad"),
         "target": mostly("a", "b", "organ", "lesion", ""),
-        "output": mostly(*ingress.OUTPUTS),
+        "output": mostly(*asking.OUTPUTS),
         "keep": mostly("true", "false", "1", "TRUE"),
     },
 )

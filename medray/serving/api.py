@@ -45,7 +45,7 @@ def build(ingress: Ingress) -> ASGIApp:
     app.include_router(v1.routes(ingress))
     app.include_router(oip.routes(ingress))
     app.router.routes.extend(pages.routes())
-    for kind in (Refused, InputError, RequestValidationError, HTTPException, Exception):
+    for kind in (Refused, InputError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _refuse)
     inner: ASGIApp = app
     if cfg.access.cors:
@@ -80,6 +80,8 @@ def _refusal(error: Exception) -> Refused:
         known = {str(found["loc"][-1]) for found in error.errors() if found["loc"][0] in ("path", "query")}
         fact = ", ".join(sorted(known & OWN)) or "the request"
         return Refused(422, "bad_request", f"{fact}: not as it must be", "see /docs")
+    if isinstance(error, ClientDisconnect):
+        return Refused(499, "disconnected", "the client has gone")
     if not isinstance(error, HTTPException):
         return Refused(500, "internal", "the service failed over this request", "tell who runs it the request's id")
     code = CODES.get(error.status_code, "bad_request")
@@ -111,8 +113,6 @@ class Guard:
         try:
             self._let_in(scope)
             await self._app(scope, receive, answer)
-        except ClientDisconnect:
-            return
         except Exception as error:
             if not isinstance(error, Refused):
                 # Its words could hold what is in an image or a path; the log stays on this machine.

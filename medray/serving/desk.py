@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +21,7 @@ from medray.serving.results import Results
 from medray.types import Case
 
 logger = logging.getLogger(__name__)
-LEARN_S, RETRY_S = 5.0, 60.0
-_now = time.monotonic
+LEARN_S = 5.0
 
 
 class Desk:
@@ -40,7 +38,6 @@ class Desk:
         self._results = Results(cfg)
         self._jobs = Jobs(cfg, models, self._finish, self._tell)
         self._known: dict[str, asyncio.Task[bool]] = {}
-        self._retry: dict[str, float] = {}
         self._agreements: dict[tuple[str, str], Agreement] = {}
         self._writing = asyncio.Lock()
 
@@ -62,9 +59,13 @@ class Desk:
     async def _know(self, reference: str) -> None:
         """Have the monitor know what a model's training looked like; without that its requests are counted alone."""
         learning = self._known.get(reference)
-        if learning is None or (learning.done() and not learning.result() and self._retry.get(reference, 0) < _now()):
+        if learning is None:
             learning = self._known[reference] = asyncio.ensure_future(self._learn(reference))
-        await asyncio.shield(learning)
+            await asyncio.shield(learning)
+        elif not learning.done():
+            await asyncio.shield(learning)
+        elif not learning.result():  # again, but nobody waits for it
+            self._known[reference] = asyncio.ensure_future(self._learn(reference))
 
     async def _learn(self, reference: str) -> bool:
         try:
@@ -72,7 +73,6 @@ class Desk:
             self._monitor.reference(reference, card["card"])
         except Exception as error:  # no reason to refuse an answer
             logger.warning("%s is not compared with its training: %s", reference, type(error).__name__)
-            self._retry[reference] = _now() + RETRY_S
             return False
         return True
 

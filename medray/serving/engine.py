@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,7 +102,7 @@ class Engine:
             question.stop.set()
             raise
 
-    async def follow(self, asked: Asked, raw: Case) -> AsyncIterator[float | Answered]:
+    async def follow(self, asked: Asked, raw: Case) -> AsyncGenerator[float | Answered, None]:
         """Shares that are done, and at the end the answer; raises as `predict`."""
         resident = self._resident(asked)
         loop, shares = asyncio.get_running_loop(), asyncio.Queue[float]()

@@ -44,13 +44,15 @@ class Ingress:
         self.recorder = Recorder(desk)
         self._shadow: asyncio.Task[None] | None = None
 
-    async def caller(self, request: Request, role: Role) -> Caller:
+    async def caller(self, request: Request, role: Role, noted: Noted | None = None) -> Caller:
         """Who asks; raises Refused where it is nobody known, or may not."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
         if self.access.may_wait:
             caller = await asyncio.to_thread(self.access.caller, headers)
         else:
             caller = self.access.caller(headers)
+        if noted is not None:
+            noted.caller = caller.id
         require(caller, role)
         return caller
 
@@ -58,8 +60,7 @@ class Ingress:
         """POST /v1/predict."""
         request_id = request_id_of(request)
         async with self.recorder.noting(request_id, "/v1/predict") as noted:
-            caller = await self.caller(request, "user")
-            noted.caller = caller.id
+            caller = await self.caller(request, "user", noted)
             self.uploads.check(request)
             self.room.check()
             await self.rate(caller)
@@ -108,8 +109,12 @@ class Ingress:
                 422, "needs_a_job", fact, "leave output out, and fetch the file by the links of the job's result"
             )
         job = Job(replace(asked, keep=True), noted.caller, sent.source, sent.kind, sent.about, noted.timings_ms)
-        await self.recorder.write({**noted.event(), "status": 202, "outcome": "accepted"})
         state = await self.desk.submit(job, sent.raw)
+        try:
+            await self.recorder.write({**noted.event(), "status": 202, "outcome": "accepted"})
+        except Refused:
+            await self.desk.cancel(asked.request_id, noted.caller)
+            raise
         place = f"/v1/jobs/{asked.request_id}"
         return JSONResponse(state, 202, {"Location": place, "Retry-After": "1"})
 

@@ -19,6 +19,8 @@ from medray.types import Case, InputError
 logger = logging.getLogger(__name__)
 CANCEL_S = 5.0
 """As long as a job that was told to end is waited for."""
+TELL_S = 3.0
+"""And as long as it may take to write an end down: a process that ends does not wait for ever."""
 State = Literal["pending", "running", "completed", "failed", "cancelled"]
 Finish = Callable[[Job, Case, Answered], Awaitable[dict[str, Any]]]
 """Keeps the answer of a job; what its JSON is."""
@@ -121,17 +123,18 @@ class Jobs:
         if refused is not None:
             running.result = None
             with contextlib.suppress(Exception, asyncio.CancelledError):
-                await self._tell(running.job, None, refused)
+                await asyncio.wait_for(self._tell(running.job, None, refused), TELL_S)
         self._end(running, refused)
 
     async def _answered(self, running: _Running, raw: Case) -> Answered:
         async with self._room:
             running.state = "running"
-            async for news in self._models.follow(running.job.asked, raw):
-                if isinstance(news, Answered):
-                    running.model = news.entry.reference
-                    return news
-                running.progress = max(running.progress, round(news, 4))
+            async with contextlib.aclosing(self._models.follow(running.job.asked, raw)) as stream:
+                async for news in stream:
+                    if isinstance(news, Answered):
+                        running.model = news.entry.reference
+                        return news
+                    running.progress = max(running.progress, round(news, 4))
         raise RuntimeError("the model ended without an answer")
 
     def _end(self, running: _Running, refused: Refused | None) -> None:

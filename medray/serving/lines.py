@@ -6,7 +6,7 @@ Errors come back as values: raised in a replica they would be wrapped, and logge
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from functools import wraps
 from typing import Any, cast
 
@@ -78,7 +78,7 @@ class ModelLine:
         """See Models."""
         return cast(Answered, await call(self._handle, "predict", asked, _by_reference(raw)))
 
-    async def follow(self, asked: Asked, raw: Case) -> AsyncIterator[float | Answered]:
+    async def follow(self, asked: Asked, raw: Case) -> AsyncGenerator[float | Answered, None]:
         """See Models; begins again where the replica dies."""
         sent = _by_reference(raw)
         for attempt in range(TRIES):

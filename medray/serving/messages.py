@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -89,7 +89,7 @@ class Models(Protocol):
     async def predict(self, asked: Asked, raw: Case) -> Answered:
         """The answer; raises InputError and Refused."""
 
-    def follow(self, asked: Asked, raw: Case) -> AsyncIterator[float | Answered]:
+    def follow(self, asked: Asked, raw: Case) -> AsyncGenerator[float | Answered, None]:
         """Shares that are done, and at the end the answer."""
 
     async def infer(self, model: str, images: Array) -> tuple[Entry, Array]:

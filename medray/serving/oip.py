@@ -23,7 +23,7 @@ from medray.serving.problems import Refused
 from medray.types import Array
 
 DATATYPES: Mapping[str, str] = {"FP32": "float32", "FP64": "float64", "UINT8": "uint8", "INT16": "int16"}
-MOST_MB = 32.0
+MOST_MB = 8.0
 """Of a question: JSON of numbers is read by one thread, and holds up the others meanwhile."""
 HINT = "see GET /v2/models/NAME for what the model takes"
 TENSORS: dict[str, Any] = {
@@ -87,8 +87,7 @@ def _models(router: APIRouter, ingress: Ingress) -> None:
 
 async def _infer(ingress: Ingress, request: Request, reference: str) -> Response:
     async with ingress.recorder.noting(request_id_of(request), "/v2/infer") as noted:
-        caller = await ingress.caller(request, "user")
-        noted.caller = caller.id
+        caller = await ingress.caller(request, "user", noted)
         ingress.uploads.check(request, MOST_MB)
         ingress.room.check()
         await ingress.rate(caller)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from medray.inference.attribution import METHODS
 from medray.inference.drift import signals_of
 from medray.inference.ensemble import facts_of
-from medray.inference.explain import Turn, check_method, explain, index_of, targets
+from medray.inference.explain import Turn, check_method, explain, targets
 from medray.inference.predictor import DISTANCE, Predictor, Run
 from medray.inference.whole import windowing
 from medray.serving.answer import body_of
@@ -98,9 +99,7 @@ class Resident:
         asked, raw = question.asked, question.raw
         started = time.perf_counter()
         if asked.explain:
-            check_method(self.predictor, asked.explain)
-            if asked.target:
-                index_of(self.predictor, asked.target)
+            self._check(asked)
         ready = self.predictor.ready(raw)
         prepared = time.perf_counter()
         if self.facts.dense:
@@ -135,6 +134,15 @@ class Resident:
             facts=self.facts if keep else None,
             heat=heat,
         )
+
+    def _check(self, asked: Asked) -> None:
+        """Refuse what cannot be explained before anything is computed; what was asked for is not repeated."""
+        if asked.explain not in METHODS:
+            raise Refused(422, "no_such_method", "explain: there is no such method", f"there are: {', '.join(METHODS)}")
+        known = targets(self.predictor)
+        if asked.target and asked.target not in known:
+            raise Refused(422, "no_such_class", "target: the model has no such class", f"it has: {', '.join(known)}")
+        check_method(self.predictor, asked.explain)
 
     def _heat(self, question: Question, answer: Prediction, turn: Turn) -> tuple[Array, str]:
         """What speaks for the class that was asked about, or for the one that is answered: the largest structure."""

@@ -53,7 +53,9 @@ class Uploads:
         """
         most_mb = self._cfg.max_upload_mb if most_mb is None else min(most_mb, self._cfg.max_upload_mb)
         length = request.headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit()) or "transfer-encoding" in request.headers:
+        if length and "transfer-encoding" in request.headers:
+            raise Refused(400, "two_lengths", "a Content-Length beside Transfer-Encoding", "send one of them")
+        if not (length.isascii() and length.isdigit()):
             raise Refused(411, "length_required", "the request has no Content-Length", "send the length of the body")
         if len(length) > 18 or int(length) > most_mb * MIB:
             raise Refused(413, "too_large_upload", f"{length[:18]} bytes, at most {most_mb:g} MiB are taken")

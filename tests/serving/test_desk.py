@@ -146,11 +146,6 @@ def test_the_first_answer_of_a_model_counts_as_its_own() -> None:
     asyncio.run(go())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="desk.py:_learn: who comes while the card is asked for is counted as 'other'",
-)
 def test_the_first_answers_of_a_model_count_as_its_own_when_they_come_together() -> None:
     async def go() -> None:
         there = asyncio.Event()
@@ -165,11 +160,6 @@ def test_the_first_answers_of_a_model_count_as_its_own_when_they_come_together()
     asyncio.run(go())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="desk.py:_learn: a card that could not be had once is never asked for again",
-)
 def test_a_card_that_could_not_be_had_is_asked_for_again() -> None:
     """Else a model whose replica died at the wrong moment is never watched for drift."""
 
@@ -179,17 +169,13 @@ def test_a_card_that_could_not_be_had_is_asked_for_again() -> None:
         await counting.record([told()])
         models.broken = None
         await counting.record([told(1)])
+        await asyncio.sleep(0.05)  # nobody waits for the second time
         counting.close()
         assert models.asked == ["plain@1", "plain@1"]
 
     asyncio.run(go())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="desk.py:_learn: other errors refuse an answer that is in the audit already",
-)
 def test_no_error_over_a_card_costs_an_answer() -> None:
     async def go() -> None:
         counting = desk(Cards(RuntimeError("broken")))

@@ -237,11 +237,6 @@ def test_what_cannot_be_recorded_is_not_answered(bundles: Bundles, monkeypatch: 
     asyncio.run(go())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="ingress.py:_answer keeps before it records: what was refused can be fetched",
-)
 def test_what_could_not_be_recorded_cannot_be_fetched_either(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
     """The problem names the request id, which is where the answer would lie."""
 
@@ -258,11 +253,6 @@ def test_what_could_not_be_recorded_cannot_be_fetched_either(bundles: Bundles, m
     asyncio.run(go())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="desk.py:_finish keeps before jobs.py:_run tells: a failed job's answer can be fetched",
-)
 def test_a_job_that_could_not_be_recorded_has_failed_and_its_answer_cannot_be_fetched(
     bundles: Bundles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,11 +281,6 @@ def test_a_job_that_could_not_be_recorded_has_failed_and_its_answer_cannot_be_fe
     asyncio.run(go())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="ingress.py:_submit starts the job before it is recorded: it goes on after 503",
-)
 def test_a_job_that_could_not_be_recorded_does_not_start(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def go() -> None:
         async with service([plain]) as running:
@@ -308,11 +293,6 @@ def test_a_job_that_could_not_be_recorded_does_not_start(plain: Path, monkeypatc
     asyncio.run(go())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="ingress.py:predict, oip.py:_infer: who is turned away at the door leaves no line",
-)
 @pytest.mark.parametrize("path", ["/v1/predict", "/v2/models/plain/infer"])
 def test_who_may_not_ask_is_recorded(plain: Path, home: Path, path: str) -> None:
     key = keys.add(home / "keys.json", "eve", "viewer")

@@ -19,7 +19,6 @@ from prediction_phantom import classifier, segmenter
 from torch import Tensor
 
 from medray.bundle import ModelBundle
-from medray.config import ConfigError
 from medray.inference.explain import explain
 from medray.inference.predictor import Predictor
 from medray.metrics.operating import OperatingPoint
@@ -225,7 +224,7 @@ def test_each_pass_of_an_explanation_has_its_turn(volume: Resident) -> None:
 
 @pytest.mark.parametrize("asked", [{"explain": "nothing"}, {"explain": "gradcam", "target": "nobody"}])
 def test_what_cannot_be_explained_is_said(small: Resident, asked: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(Refused):
         answer(small, picture(), **asked)
 
 

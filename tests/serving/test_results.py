@@ -235,11 +235,6 @@ def test_kept_answers_count_their_bytes_in_the_metrics(tmp_path_factory: pytest.
     asyncio.run(go())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="results.py:sweep runs only when somebody asks: images outlive their time in memory",
-)
 def test_what_nobody_asks_for_any_more_leaves_memory_all_the_same(plain: Path) -> None:
     """A patient's image is kept for keep_s, and the last one of a day must not stay overnight."""
 

@@ -36,7 +36,7 @@ FILES: tuple[tuple[str, bytes], ...] = (
 
 @pytest.fixture(autouse=True)
 def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingress, "Decoders", Direct)
+    monkeypatch.setattr("medray.serving.ingress.Decoders", Direct)
 
 
 def archive(*members: bytes) -> bytes:

@@ -17,6 +17,7 @@ from medray.console import Result, Terminated
 
 if TYPE_CHECKING:
     from medray.config import Experiment
+    from medray.sections.service import ServeSection
     from medray.serving.lineup import Wish
     from medray.serving.messages import Entry
 
@@ -83,7 +84,7 @@ def _serve(experiment: Experiment, wish: Wish, follow: str) -> Result:
     from medray.serving import app
     from medray.serving.follow import Follower, Service
 
-    service = Service(entries, cfg, *_share_of_node(cfg))
+    service = Service(entries, *_settled(cfg))
     service.deploy()
     names = ", ".join(entry.reference for entry in entries)
     _say(f"{names} at {address}   page: {address}/ui/   api: {address}/docs   (Ctrl-C ends it)")
@@ -118,26 +119,29 @@ def _lineup(wish: Wish) -> tuple[Entry, ...]:
     return lineup(wish, _say)
 
 
-def _share_of_node(cfg: Any) -> tuple[float, bool]:
-    """CPUs of each model replica, and whether it has a GPU."""
+def _settled(cfg: ServeSection) -> tuple[ServeSection, float, bool]:
+    """The settings with the number of replicas, the CPUs of each, and whether each has a GPU."""
     from medray import cluster
 
     cpus, gpus = cluster.resources()
+    nodes = cluster.nodes()
     gpu = gpus > 0 if cfg.device == "auto" else cfg.device.startswith("cuda")
     if gpu and not gpus:
         raise ConfigError([f"serve.device: {cfg.device} was asked for; the cluster has no GPU"])
-    each = cfg.cpus_per_replica or max(1.0, float(int(max(cluster.nodes(), default=1.0) / cfg.max_replicas)))
+    most = cfg.max_replicas or max(cfg.min_replicas, gpus if gpu else sum(node > 0 for node in nodes))
+    each = cfg.cpus_per_replica or float(max(1, int(cpus / most)))
+    each = each if cfg.cpus_per_replica else min(each, max(nodes, default=1.0))
     if each * cfg.min_replicas > cpus:
         fact = f"{cfg.min_replicas} replicas of {each:g} CPUs were asked for; the cluster has {cpus:g}"
         raise ConfigError([f"serve.min_replicas: {fact}"])
-    return each, gpu
+    return cfg.model_copy(update={"max_replicas": most}), each, gpu
 
 
 def _build(experiment: Experiment, wish: Wish, file: Path) -> Result:
     from medray.serving.built import config, written
 
     entries = _lineup(wish)
-    plain = config(experiment.serve, wish, entries, *_share_of_node(experiment.serve))
+    plain = config(wish, entries, *_settled(experiment.serve))
     file.write_text(written(plain), encoding="utf-8")
     _say(f"next:  serve deploy {file}   on a cluster, from a folder where medray is installed on all nodes")
     return Result(config=str(file), models=[entry.reference for entry in entries])

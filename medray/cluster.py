@@ -36,6 +36,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Its handler would print a trace of SIGTERM, and abort the process 3 s after it.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    # A proxy that died is noticed in seconds; the default is 10.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # A search keeps its own records, and goes on by them.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",

@@ -89,9 +89,10 @@ class ServeSection(Section):
     device: str = "auto"
     """cpu, cuda, or auto: cuda where the cluster has GPUs."""
     cpus_per_replica: Positive | None = None
-    """CPUs, and threads, of each model replica; by default an even share of a node."""
+    """CPUs, and threads, of each model replica; by default an even share of what there is."""
     min_replicas: Count = 1
-    max_replicas: Count = 2
+    max_replicas: Count | None = None
+    """By default as many as there are GPUs, or nodes without: two on the same CPUs answer no more than one."""
     target_ongoing_requests: Positive = 4.0
     """Requests per model replica above which another replica is started."""
     max_ongoing_requests: Count = 32
@@ -130,6 +131,11 @@ class ServeSection(Section):
     drift: DriftSection = DriftSection()
 
     @property
+    def most_replicas(self) -> int:
+        """max_replicas, where it is not left to the cluster."""
+        return self.max_replicas or self.min_replicas
+
+    @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach it."""
         return self.host in LOOPBACK
@@ -138,7 +144,7 @@ class ServeSection(Section):
     def _check(self) -> ServeSection:
         if self.target_ongoing_requests > self.max_ongoing_requests:
             raise ValueError("target_ongoing_requests above max_ongoing_requests would never scale up")
-        if self.min_replicas > self.max_replicas:
+        if self.max_replicas is not None and self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
         if (self.certificate is None) != (self.private_key is None):
             raise ValueError("certificate and private_key belong together; give both or none")

@@ -181,7 +181,7 @@ def application(
     settings = cfg.model_copy(update={"device": "cuda" if gpu else "cpu"}).model_dump(mode="json")
     scaling = {
         "min_replicas": cfg.min_replicas,
-        "max_replicas": cfg.max_replicas,
+        "max_replicas": cfg.most_replicas,
         "target_ongoing_requests": cfg.target_ongoing_requests,
         "upscale_delay_s": cfg.upscale_delay_s,
         "downscale_delay_s": cfg.downscale_delay_s,

@@ -20,7 +20,7 @@ HEAD = """# Ray Serve's config of medray, made by `medray serve --build`. Resear
 """
 
 
-def config(cfg: ServeSection, wish: Wish, entries: Sequence[Entry], cpus: float, gpu: bool) -> dict[str, Any]:
+def config(wish: Wish, entries: Sequence[Entry], cfg: ServeSection, cpus: float, gpu: bool) -> dict[str, Any]:
     """The config; aliases are resolved now, so that all replicas have the same versions."""
     own = {str(folder.absolute()) for folder in wish.bundles}
     args: dict[str, Any] = {

@@ -48,7 +48,7 @@ class Jobs:
     def __init__(self, cfg: ServeSection, models: Models, finish: Finish, tell: Tell) -> None:
         self._cfg, self._models, self._finish, self._tell = cfg, models, finish, tell
         self._jobs: dict[str, _Running] = {}
-        self._room = asyncio.Semaphore(2 * cfg.max_replicas)
+        self._room = asyncio.Semaphore(2 * cfg.most_replicas)
 
     def submit(self, job: Job, raw: Case) -> dict[str, Any]:
         """Start a job, or say how the one of this id is.

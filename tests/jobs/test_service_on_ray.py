@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 PORT = 8019
 URL = f"http://127.0.0.1:{PORT}"
 STANDING = Standing("val/auroc", 0.9, 1, "data", "split")
-SETTINGS = ("upscale_delay_s=1", "downscale_delay_s=3", "target_ongoing_requests=1", "keep_s=60")
+SETTINGS = ("max_replicas=2", "upscale_delay_s=1", "downscale_delay_s=3", "target_ongoing_requests=1", "keep_s=60")
 
 
 @dataclass

@@ -52,7 +52,7 @@ def again(
 ) -> tuple[Sequence[Entry], ServeSection, float, bool]:
     """What the written file builds, on another machine as it were."""
     cfg = cfg or ServeSection()
-    text = built.written(built.config(cfg, wish, lineup(wish) if entries is None else entries, 2.5, True))
+    text = built.written(built.config(wish, lineup(wish) if entries is None else entries, cfg, 2.5, True))
     plain = yaml.safe_load(text)
     ServeDeploySchema.model_validate(plain)
     (app,) = plain["applications"]
@@ -70,7 +70,7 @@ def named(entries: Sequence[Entry]) -> list[tuple[str, str, str, str, float]]:
 def test_serve_takes_the_file(tmp_path: Path) -> None:
     wish = Wish(bundles=(classifier(tmp_path / "net").folder,))
     cfg = ServeSection(host="0.0.0.0", port=9000)  # noqa: S104  # nothing listens
-    text = built.written(built.config(cfg, wish, lineup(wish), 1.0, False))
+    text = built.written(built.config(wish, lineup(wish), cfg, 1.0, False))
     assert text.startswith("# Ray Serve's config of medray")
     assert "Not a medical device" in text.partition("\napplications")[0]
     schema = ServeDeploySchema.model_validate(yaml.safe_load(text))
@@ -94,7 +94,7 @@ def test_serve_takes_the_file(tmp_path: Path) -> None:
 def test_what_is_built_is_what_was_resolved(mlflow: MlflowClient, made: list[Any], wish: Wish) -> None:
     """Also when the aliases have moved on since."""
     served = lineup(wish)
-    text = built.written(built.config(ServeSection(), wish, served, 1.0, False))
+    text = built.written(built.config(wish, served, ServeSection(), 1.0, False))
     for name in ("net", "other"):
         folder = Path(served[0].folder)
         newest = registry.register(start(mlflow, "exp", "run"), name, folder, Standing("m", 0.5, 1, "d", "s"))
@@ -151,7 +151,7 @@ def test_all_settings_arrive(tmp_path: Path, made: list[Any]) -> None:
 
 def test_the_application_itself_can_be_built(tmp_path: Path) -> None:
     wish = Wish(bundles=(classifier(tmp_path / "net").folder,))
-    plain = built.config(ServeSection(), wish, lineup(wish), 1.0, False)
+    plain = built.config(wish, lineup(wish), ServeSection(), 1.0, False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PydanticDeprecatedSince20)
         from ray.serve import Application

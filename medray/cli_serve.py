@@ -56,8 +56,7 @@ def serve(
     experiment = load(source, settings[1:] if source else settings)
     from medray.serving.lineup import Wish
 
-    models = model or ((f"@{follow}",) if follow and not bundle else ())
-    wish = Wish(models, bundle, canary, share, shadow, experiment.tracking.uri)
+    wish = Wish(model, bundle, canary, share, shadow, experiment.tracking.uri)
     _check(experiment, follow, bundle)
     if build is not None:
         return _build(experiment, wish, build)

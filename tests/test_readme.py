@@ -26,7 +26,7 @@ SOMEWHERE_ELSE = {
     "ray job submit -- python jobs/train.py": "jobs/test_on_ray.py::test_submitted_jobs",
     "ray job submit --working-dir . -- python jobs/train.py": "jobs/test_on_ray.py::test_submitted_jobs",
     "pip install uv && uv run pytest": "this run",
-    "uv run jobs/serve.py --follow champion": "jobs/test_service_on_ray.py::service",
+    "uv run jobs/serve.py --follow champion": "test_benchmarks_lossless.py::test_nothing_is_lost",
     "uv run jobs/serve.py --model chest@champion --model liver@2": "jobs/test_serving_commands.py::test_several_models",
     "uv run jobs/serve.py --model chest@champion --canary chest@candidate --share 0.1": (
         "jobs/test_serving_commands.py::test_a_canary_answers_for_its_share"

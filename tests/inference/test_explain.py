@@ -22,7 +22,7 @@ from medray.inference.explain import explain, probe_of, write
 from medray.inference.predictor import Predictor
 from medray.inference.sanity import randomisation_check, spearman, ssim
 from medray.networks.build import build
-from medray.networks.layers import Features, feature_layer
+from medray.networks.layers import Features, bottleneck, feature_layer
 from medray.sections.data import PreprocessSection
 from medray.sections.inference import WindowSection
 from medray.types import Array, Case, NetworkIO
@@ -76,10 +76,19 @@ def predictor_of(network: nn.Module, io: NetworkIO, classes: tuple[str, ...]) ->
         device=torch.device("cpu"),
         task=Multiclass(),
         window=experiment.window,
+        features=features_of(network.eval(), io),
         read=lambda case: case,
         prepare=lambda case: (case, case.image),
     )
     return cast(Predictor, made)
+
+
+def features_of(network: nn.Module, io: NetworkIO) -> Features | None:
+    """As Predictor finds them."""
+    if not io.dense:
+        return feature_layer(network, io)
+    name = bottleneck(network, io)
+    return None if name is None else Features(name, "")
 
 
 def bright(size: tuple[int, ...]) -> Case:

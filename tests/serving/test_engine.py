@@ -669,14 +669,7 @@ def test_what_cannot_be_explained_is_refused_before_the_network_is_asked(
         ("one", (16, 16), "occlusion"),
         ("flat", (30, 30), "gradcam"),
         ("volume", (12, 12, 12), "gradcam"),
-        pytest.param(
-            "blind",
-            (30, 30),
-            "gradcam",
-            marks=pytest.mark.xfail(
-                strict=True, reason="without a label explain's likeliest runs the network in the request's own thread"
-            ),
-        ),
+        ("blind", (30, 30), "gradcam"),
     ],
 )
 def test_every_pass_is_in_the_lane(

@@ -23,6 +23,7 @@ from ray.serve.schema import LoggingConfig
 from medray.sections.service import ServeSection
 from medray.serving.lines import DeskLine, ModelLine, answered, boxed
 from medray.serving.messages import Answered, Asked, Entry, Job
+from medray.serving.problems import Refused
 from medray.types import Array, Case, InputError
 
 if TYPE_CHECKING:
@@ -65,9 +66,7 @@ class Model:
         try:
             async for news in self._engine.follow(asked, raw):
                 yield news
-        except Exception as error:
-            if not isinstance(error, InputError) and type(error).__name__ != "Refused":
-                raise
+        except (InputError, Refused) as error:
             yield error.with_traceback(None)
 
     @answered

@@ -85,6 +85,9 @@ class Follower:
         for place, entry in enumerate(lineup):
             if entry.part == "serving" and entry.alias:
                 lineup[place] = self._newest(entry)
+        # A canary or shadow that became the champion has nobody to stand beside.
+        heard = {entry.reference for entry in lineup if entry.part == "serving"}
+        lineup = [entry for entry in lineup if entry.part == "serving" or entry.reference not in heard]
         if tuple(lineup) == self._service.lineup:
             return
         names = ", ".join(entry.reference for entry in lineup)

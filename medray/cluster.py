@@ -94,6 +94,8 @@ def _keep_connected(dashboard: bool, connected: Future[None]) -> None:
         options = {"include_dashboard": dashboard, "num_cpus": int(cpus), "num_gpus": gpus}
         # Nobody takes this machine away; the watcher would cost 4 CPU seconds at the start of a training.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if dashboard:
+        options["runtime_env"] = {"worker_process_setup_hook": _address_known()}
     try:
         # Workers' output goes to Ray's log files: what a person should see comes through the journal.
         ray.init(address=address, logging_level="error", log_to_driver=False, **options)
@@ -102,6 +104,23 @@ def _keep_connected(dashboard: bool, connected: Future[None]) -> None:
         return
     connected.set_result(None)
     threading.Event().wait()
+
+
+def _address_known() -> Callable[[], None]:
+    """What tells each process of the cluster where the cluster is.
+
+    Ray Train asks its dashboard whether a training that was stopped is over, to give its CPUs back. It looks for the
+    address in the environment, then in a file that any `ray start` on this machine has left behind.
+    """
+
+    def tell() -> None:  # nested, so that it travels by value and no process imports medray for it
+        import os
+
+        import ray
+
+        os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+    return tell
 
 
 def aside(function: Callable[[], Result]) -> Result:

@@ -1,9 +1,14 @@
-"""The journal of a run: one JSON line per epoch in the run's folder, written by one process, read by another."""
+"""The journal of a run: one JSON line per epoch in the run's folder, written by one process, read by others.
+
+It is the truth about the epochs: what a person and MLflow see follows it. An epoch that was done again after a restart
+has a second line, with the same figures.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +16,9 @@ from pathlib import Path
 
 Row = dict[str, float]
 
+JOURNAL = "journal.jsonl"
+END = "at/end"
+"""In a row: time.time() at the end of the epoch. Names that begin with at/ are times, and not for MLflow."""
 POLL_S = 0.1
 
 
@@ -25,21 +33,47 @@ def from_plain(row: Mapping[str, float | None]) -> Row:
 
 
 def append(file: Path, row: Mapping[str, float | None]) -> None:
-    """Add one line."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, allow_nan=False) + "\n")
+    """Add one line and wait until the disk has it; what a killed writer left of a line is closed first."""
+    line = json.dumps(row, allow_nan=False).encode() + b"\n"
+    with file.open("a+b") as stream:
+        if stream.tell() > 0:
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        stream.write(line)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read(file: Path, start: int = 0) -> tuple[list[Row], int]:
-    """Whole lines from byte `start`, and the byte where the next reading begins; null comes back as NaN."""
+    """Whole lines from byte `start`, and the byte where the next reading begins; null comes back as NaN.
+
+    A line that was cut off, and closed by the writer after it, is left out.
+    """
     if not file.is_file():
         return [], start
     with file.open("rb") as stream:
         stream.seek(start)
         text = stream.read()
     whole = text[: text.rfind(b"\n") + 1]
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return [from_plain(row) for row in rows], start + len(whole)
+    return [row for line in whole.splitlines() if (row := _parsed(line)) is not None], start + len(whole)
+
+
+def _parsed(line: bytes) -> Row | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return from_plain(found) if isinstance(found, dict) else None
+
+
+def epochs(file: Path) -> list[Row]:
+    """One row per epoch in their order; of an epoch that was done again the later, and none of what came after it."""
+    rows: list[Row] = []
+    for row in read(file)[0]:
+        while rows and rows[-1]["epoch"] >= row["epoch"]:
+            rows.pop()
+        rows.append(row)
+    return rows
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from medray import (
     cli_plan,
     cli_predict,
     cli_serve,
+    cli_sync,
     console,
 )
 from medray.config import DEFAULT_EXPERIMENT, ConfigError, load, plugins, to_yaml
@@ -42,6 +43,7 @@ for verbs in (
     cli_export,
     cli_serve,
     cli_access,
+    cli_sync,
 ):
     verbs.register(app)
 
@@ -65,8 +67,10 @@ def _split_settings(settings: tuple[str, ...]) -> ExperimentSchema:
 
 
 @app.command
-def train(*settings: Settings, resume: str | None = None) -> Result:
+def train(*settings: Settings, resume: str | None = None, new: bool = False) -> Result:
     """Train, record and register a model.
+
+    The same command again goes on with a run that was interrupted.
 
     Sections of an experiment: name, seed, dataset, split, preprocess, window, augment, task, network, optimizer,
     schedule, train, trust, scaling, tracking, tune, serve. Look inside with: medray config show
@@ -74,16 +78,18 @@ def train(*settings: Settings, resume: str | None = None) -> Result:
     Args:
         settings: the experiment and changes to it.
         resume: name of an interrupted run to go on with.
+        new: begin another run, even if one with these settings was interrupted.
     """
     began = _process_start()
     if resume is None:
         experiment = _split_settings(settings)
         from medray.training.train import train as run
 
-        outcome = Result(run(experiment, began))
+        outcome = Result(run(experiment, began, new))
     else:
-        if settings:
-            raise ConfigError([f"--resume goes on with the run's own experiment; leave out: {' '.join(settings)}"])
+        if settings or new:
+            extra = " ".join([*settings, *(["--new"] if new else [])])
+            raise ConfigError([f"--resume goes on with the run's own experiment; leave out: {extra}"])
         from medray.training.train import resume as go_on
 
         outcome = Result(go_on(resume, began))
@@ -100,6 +106,10 @@ def _next_commands(outcome: dict[str, Any]) -> str:
         models = " ".join(f"--bundle {bundle}" for bundle in outcome["bundles"])
         return f"next:  medray predict IMAGE ... {models}   what the folds say together\n"
     uri = outcome["tracking_uri"]
+    if not outcome.get("tracked", True):
+        lines = [f"medray sync {outcome['run']}   brings MLflow the run and its model, when it answers again"]
+        lines += [f"medray predict IMAGE ... --bundle {outcome['bundle']}   what this model says"]
+        return "next:  " + "       ".join(f"{line}\n" for line in lines)
     there = "" if uri == tracking_uri(None) else f" --tracking {uri}"
     if outcome["champion"]:
         using = [f"medray predict IMAGE ...{there}   what the newest champion says"]

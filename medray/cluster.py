@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # It would send again what may have been carried out, for minutes; who calls asks first what is there.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     # Under `uv run` Ray would otherwise upload the working folder and start every worker through uv.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Relative paths keep their meaning in workers, and a worker's print appears once.
@@ -144,6 +146,8 @@ class Allotment:
     workers: int
     cpus: float
     gpu: bool
+    least: int | None = None
+    """Workers that it goes on with when nodes are lost; None where it takes all or none."""
 
 
 def joins_cluster() -> bool:
@@ -193,16 +197,19 @@ def allot(scaling: ScalingSection, share: int = 1) -> Allotment:
     """
     cpus, gpus = resources()
     gpu = gpus > 0 if scaling.gpu == "auto" else scaling.gpu
-    workers = (max(1, gpus // share) if gpu else 1) if scaling.workers == "auto" else scaling.workers
-    per_worker = scaling.cpus_per_worker
+    asked, per_worker = scaling.workers, scaling.cpus_per_worker
+    least, most = asked if isinstance(asked, tuple) else (None, asked)
+    workers = (max(1, gpus // share) if gpu else 1) if most == "auto" else most
     count = workers * share
+    if least is not None:  # nodes may come: what there is now only has to be enough to begin with
+        count = max(least, min(count, gpus if gpu else int(cpus)))
     each = _even_cpus(nodes(), count) if per_worker == "auto" else per_worker
     if gpu and count > gpus:
         raise ConfigError([f"scaling: {count} workers with a GPU each were asked for; the cluster has {gpus} GPUs"])
     if sum(int(node / each) for node in nodes()) < count:
         found = f"{count} workers of {each:g} CPUs were asked for; the cluster has {cpus:g} CPUs"
         raise ConfigError([f"scaling: {found} on {len(nodes())} node(s)"])
-    return Allotment(workers, each, gpu)
+    return Allotment(workers, each, gpu, least)
 
 
 def _even_cpus(sizes: list[float], count: int) -> float:

@@ -97,8 +97,11 @@ def _codes() -> Mapping[str, int]:
         "NonFiniteLoss": FAILED,
         "BundleError": FAILED,
         "RegistryError": USAGE,
+        "OutOfMemory": FAILED,
+        "StorageError": RESUMABLE,
+        "Interrupted": RESUMABLE,
         "RunNotFound": USAGE,
-        "StudyRunning": USAGE,
+        "RunLocked": USAGE,
         "TrackingFailed": FAILED,
     }
 

@@ -26,6 +26,7 @@ ROOMS = [
     {
         *("cli_access", "cli_data", "cli_evaluate", "cli_export", "cli_inference", "cli_plan", "cli_predict"),
         "cli_serve",
+        "cli_sync",
     },
     {"cli"},
 ]

@@ -37,6 +37,9 @@ CGROUPS = (
 """Limit and usage of a container, version 2 and version 1."""
 
 
+MEND = "lower train.batch_size, window.size, preprocess.size or the network's width, or raise train.accumulate"
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What a training step takes on its device, in bytes; the process and its libraries are there before."""
@@ -135,8 +138,22 @@ def require_memory(need: Memory, device: str, workers: int = 1, available: int |
     has = available_bytes(device) if available is None else available
     if need.total * workers > has:
         each = f" in each of {workers} workers" if workers > 1 else ""
-        mend = "lower train.batch_size, window.size, preprocess.size or the network's width, or raise train.accumulate"
-        raise ConfigError([f"memory: a step needs {need}{each}, {device} has {has / GB:.2f} GB free; {mend}"])
+        raise ConfigError([f"memory: a step needs {need}{each}, {device} has {has / GB:.2f} GB free; {MEND}"])
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left, on the device or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("can't allocate memory", "not enough memory", "cannot allocate memory")
+    return isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
+
+
+def explain(error: BaseException, need: Memory, device: str) -> str:
+    """What ran out, what a step was thought to need, what there is, and which settings lower the need."""
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    has = available_bytes(device) / GB
+    return f"out of memory on {device}: {said}; a step was thought to need {need}, {has:.2f} GB are free now; {MEND}"
 
 
 class _Kept:

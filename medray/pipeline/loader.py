@@ -117,15 +117,17 @@ def epoch_order(rows: Array, sampling: Sampling, epoch: int) -> Array:
     return draw.choice(rows, size=max(needed, len(rows)), replace=True, p=sampling.chances / sampling.chances.sum())
 
 
-def train_batches(feed: Feed, rows: Array, sampling: Sampling, epoch: int, share: Share) -> Iterator[Batch]:
-    """This worker's share of each batch of one epoch.
+def train_batches(
+    feed: Feed, rows: Array, sampling: Sampling, epoch: int, share: Share, first: int = 0
+) -> Iterator[Batch]:
+    """This worker's share of each batch of one epoch, from step `first` on.
 
     `Batch.weight` sums to the number of workers over the whole world's batch, so that the mean over workers
     of the weighted sums is the weighted mean.
     """
     order = epoch_order(rows, sampling, epoch)
     draws = order + len(feed.targets) * _occurrences(order)
-    for step in range(sampling.steps(len(rows))):
+    for step in range(first, sampling.steps(len(rows))):
         part = slice(step * sampling.batch_size, (step + 1) * sampling.batch_size)
         whole, index = order[part], draws[part]
         weights = feed.weights[torch.from_numpy(whole)]

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medray.sections.base import Count, Fraction, NonNegative, Positive, Section
+
+RHYTHM = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|steps?|epochs?)")
+SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+Unit = Literal["s", "step", "epoch"]
+
+
+def rhythm_of(every: str) -> tuple[float, Unit] | None:
+    """How often: a number of seconds, steps or epochs; None for `never`.
+
+    Raises:
+        ValueError: it says neither.
+    """
+    if every == "never":
+        return None
+    match = RHYTHM.fullmatch(every)
+    if match is None or float(match[1]) == 0:
+        raise ValueError("write 30 s, 5 min, 2 h, 500 steps, 1 epoch or never")
+    count, unit = float(match[1]), match[2].removesuffix("s") or "s"
+    if unit in SECONDS:
+        return count * SECONDS[unit], "s"
+    if count != int(count):
+        raise ValueError("steps and epochs are whole numbers")
+    return count, "step" if unit == "step" else "epoch"
 
 
 class OptimizerSection(Section):
@@ -80,19 +104,40 @@ class TrainSection(Section):
     """Stop after this many epochs without a better `monitor`."""
     max_minutes: Positive | None = None
     """Stop at the end of the epoch in which this is reached."""
+    checkpoint_every: str = "1 min"
+    """`30 s`, `5 min`, `2 h`, `500 steps`, `1 epoch`, or `never` before the end. What a lost worker had done since is
+    done again, to the same weights."""
     compile: bool = False
     channels_last: bool = True
     """Memory order of 2D and 3D activations; the numbers do not change."""
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _rhythm(cls, every: str) -> str:
+        rhythm_of(every)
+        return every
 
 
 class ScalingSection(Section):
     """What a training takes from the cluster."""
 
-    workers: Count | Literal["auto"] = "auto"
-    """`auto`: one per GPU of the cluster, or one on a cluster without GPUs."""
+    workers: Count | tuple[Count, Count] | Literal["auto"] = "auto"
+    """`auto`: one per GPU of the cluster, or one on a cluster without GPUs. `[2, 8]`: as many as there are, from 2 on;
+    the run goes on with fewer when nodes are lost, and with more when they are back."""
     gpu: bool | Literal["auto"] = "auto"
     cpus_per_worker: Positive | Literal["auto"] = "auto"
     """`auto` shares the CPUs of the cluster evenly; torch gets as many threads."""
     sync_batchnorm: bool = False
-    max_failures: Annotated[int, Field(ge=-1)] = 0
-    """Restarts from the last checkpoint after a worker is lost (-1: without end)."""
+    max_failures: Annotated[int, Field(ge=-1)] | Literal["auto"] = "auto"
+    """Restarts from the last checkpoint after a worker is lost (-1: without end); `auto`: 3, and none in a search."""
+    hang_minutes: Positive = 30.0
+    """A worker that makes no step for so long writes down where it stands, and its training starts again."""
+    storage_minutes: Positive = 5.0
+    """How long a disk that does not answer is tried again before a checkpoint is given up."""
+
+    @field_validator("workers")
+    @classmethod
+    def _range(cls, workers: object) -> object:
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError("[least, most]: the first is above the second")
+        return workers

@@ -38,7 +38,7 @@ from medray.tracking.subject import (
     split_of,
 )
 
-KEPT_WHOLE = frozenset({"bundle", "checkpoint", "train", "tune"})
+KEPT_WHOLE = frozenset({"bundle", "checkpoints", "train", "tune"})
 """Folders of weights inside a run; their models are named in the proof."""
 NOT_RECORDS = frozenset({"runs", "stores", "models", "erasures", "artifacts", "phantoms"})
 SHOWS_PATIENTS = frozenset({"augmented.png", "worst.png"})

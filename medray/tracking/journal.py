@@ -11,10 +11,12 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 Row = dict[str, float]
+Line = TypeVar("Line")
 
 JOURNAL = "journal.jsonl"
 END = "at/end"
@@ -76,11 +78,23 @@ def epochs(file: Path) -> list[Row]:
     return rows
 
 
+def followed(file: Path, listener: Callable[[Row], None]) -> AbstractContextManager[None]:
+    """Hand every row that is written from now on to `listener`, as `lines_followed` does."""
+    return lines_followed(file, listener, read)
+
+
 @contextmanager
-def followed(file: Path, listener: Callable[[Row], None]) -> Iterator[None]:
+def lines_followed(
+    file: Path, listener: Callable[[Line], None], lines: Callable[[Path, int], tuple[list[Line], int]]
+) -> Iterator[None]:
     """Hand every line that is written from now on to `listener`, in a thread of its own, none left at the end.
 
     What `listener` raises ends the following and is raised at the end.
+
+    Args:
+        file: need not be there yet.
+        listener: takes a line.
+        lines: reads the whole lines of a file from a byte on, as `read` does.
     """
     done = threading.Event()
     start = file.stat().st_size if file.is_file() else 0
@@ -90,10 +104,10 @@ def followed(file: Path, listener: Callable[[Row], None]) -> Iterator[None]:
         position = start
         while True:
             last_round = done.is_set()
-            rows, position = read(file, position)
+            found, position = lines(file, position)
             try:
-                for row in rows:
-                    listener(row)
+                for line in found:
+                    listener(line)
             except Exception as error:
                 failures.append(error)
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from medray.cluster import home
+from medray.tracking.journal import END, Row
 
+Client = MlflowClient
 TrackingError = MlflowException
 """What MLflow raises where its server or database does not answer, or refuses."""
 MAX_PARAM_CHARS = 500
@@ -52,27 +54,35 @@ class RunRecord:
         for start in range(0, len(items), BATCH):
             self.client.log_batch(self.run_id, params=items[start : start + BATCH])
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Metrics at one step; what is undefined (NaN) is left out."""
-        now = int(time.time() * 1000)
-        known = [Metric(name, float(v), now, step) for name, v in metrics.items() if math.isfinite(v)]
-        if known:
-            self.client.log_batch(self.run_id, metrics=known)
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, at: float | None = None) -> None:
+        """Metrics at one step; what is undefined (NaN) is left out.
+
+        Args:
+            metrics: at most METRICS of them are there together, or none is.
+            step: of all.
+            at: time.time() of them, by default now. MLflow keeps what it is told twice, with the same time, once.
+        """
+        moment = int((time.time() if at is None else at) * 1000)
+        known = [Metric(name, float(v), moment, step) for name, v in metrics.items() if math.isfinite(v)]
+        self._send(known)
 
     def log_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Metrics of some epochs, each with its `epoch` as step; what is undefined (NaN) is left out.
+        """Metrics of some epochs, each with its `epoch` as step and the end of the epoch as time.
 
-        All in one call, which takes at most METRICS of them: they are there, or none is.
+        What is undefined (NaN) and what is a time itself (at/...) is left out. At most METRICS figures go in one call,
+        so they are there, or none is; of an epoch with more of them `epoch` comes last.
         """
-        now = int(time.time() * 1000)
-        found = [
-            Metric(name, float(value), now, int(row["epoch"]))
-            for row in rows
-            for name, value in row.items()
-            if math.isfinite(value)
-        ]
-        if found:
-            self.client.log_batch(self.run_id, metrics=found)
+        self._send(
+            [
+                Metric(name, float(row[name]), int(row.get(END, time.time()) * 1000), int(row["epoch"]))
+                for row in rows
+                for name in [*figures(row), "epoch"]
+            ]
+        )
+
+    def _send(self, metrics: Sequence[Metric]) -> None:
+        for start in range(0, len(metrics), METRICS):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + METRICS])
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the run."""
@@ -82,9 +92,21 @@ class RunRecord:
         """Every file of `folder` as an artifact."""
         self.client.log_artifacts(self.run_id, str(folder), name or None)
 
-    def finish(self, status: str) -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+    def finish(self, status: str, ended: float | None = None) -> None:
+        """Close the run as FINISHED, FAILED or KILLED, at time.time() `ended`, by default now."""
+        self.client.set_terminated(self.run_id, status, None if ended is None else int(ended * 1000))
+
+
+def figures(row: Mapping[str, float]) -> list[str]:
+    """Names of a row's metrics beside `epoch`: neither undefined nor a time."""
+    return [n for n, value in row.items() if n != "epoch" and not n.startswith("at/") and math.isfinite(value)]
+
+
+def batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Whole epochs in their order, as many at a time as MLflow takes in one call."""
+    size = max(1, METRICS // max((len(figures(row)) + 1 for row in rows), default=1))
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
 
 
 def start(
@@ -94,6 +116,7 @@ def start(
     run_id: str | None = None,
     parent: str | None = None,
     tags: Mapping[str, str] | None = None,
+    began: float | None = None,
 ) -> RunRecord:
     """A new run of `experiment`, or the run `run_id` opened again.
 
@@ -104,12 +127,15 @@ def start(
         run_id: a run to go on with.
         parent: run id of the study that this is a trial of.
         tags: of a new run.
+        began: time.time() of the beginning of a new run, by default now.
     """
     if run_id is not None:
         mlflow.update_run(run_id, status="RUNNING")
         return RunRecord(mlflow, run_id)
     names = {"mlflow.runName": name, **({PARENT: parent} if parent else {}), **(tags or {})}
-    return RunRecord(mlflow, mlflow.create_run(_experiment_id(mlflow, experiment), tags=names).info.run_id)
+    moment = None if began is None else int(began * 1000)
+    made = mlflow.create_run(_experiment_id(mlflow, experiment), start_time=moment, tags=names)
+    return RunRecord(mlflow, made.info.run_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +151,16 @@ class KnownRun:
 
 
 def tagged(mlflow: MlflowClient, experiment: str, name: str, value: str) -> list[KnownRun]:
-    """The runs of `experiment` whose tag `name` has this value."""
+    """The runs of `experiment` whose tag `name` has this value, the oldest first."""
     found: list[KnownRun] = []
     token = None
     while True:
         page = mlflow.search_runs(
-            [_experiment_id(mlflow, experiment)], f"tags.`{name}` = '{value}'", max_results=PAGE, page_token=token
+            [_experiment_id(mlflow, experiment)],
+            f"tags.`{name}` = '{value}'",
+            max_results=PAGE,
+            order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+            page_token=token,
         )
         for run in page:
             record = RunRecord(mlflow, run.info.run_id)

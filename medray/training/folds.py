@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medray import cluster
 from medray.config import ConfigError, Experiment, override
+from medray.training import handover
+from medray.training.handover import End
+from medray.training.live import LiveRecord, status_of
 from medray.training.progress import say
 
-if TYPE_CHECKING:
-    from medray.tracking.run import RunRecord
-
 TrainFold = Callable[[Experiment, Path, str], dict[str, Any]]
-"""Trains in a run's folder, under the parent run of that id, from its beginning or its last checkpoint."""
+"""Trains in a run's folder, a part of the whole of that name, from its beginning or its last checkpoint."""
 
 
 def cross_validate(experiment: Experiment, folder: Path, train_fold: TrainFold) -> dict[str, Any]:
@@ -34,32 +33,35 @@ def cross_validate(experiment: Experiment, folder: Path, train_fold: TrainFold) 
         folds (the result of each), metrics (mean of each figure), spread (its standard deviation), bundles.
     """
     count = experiment.train.folds or 0
-    record = _parent(experiment, folder)
     places = [folder.with_name(f"{folder.name}-fold{fold}") for fold in range(count)]
+    live = LiveRecord(experiment, folder)
+    live.open()
 
     def run(fold: int) -> dict[str, Any]:
         say(f"fold {fold + 1} of {count}")
-        return train_fold(fold_of(experiment, fold), places[fold], record.run_id)
+        return train_fold(fold_of(experiment, fold), places[fold], folder.name)
 
     try:
         with ThreadPoolExecutor(max_workers=min(count, room(experiment))) as pool:
             results = list(pool.map(run, range(count)))
-    except BaseException:
-        record.finish("FAILED")
+        figures, spread = summary([result["metrics"] for result in results])
+        metrics = {**figures, **{f"{name}/spread": value for name, value in spread.items()}}
+        handover.end(folder, End("FINISHED", metrics=metrics))
+        delivered = live.deliver()
+    except BaseException as error:
+        live.abandon(status_of(error))
         raise
-    figures, spread = summary([result["metrics"] for result in results])
-    record.log_metrics({**figures, **{f"{name}/spread": value for name, value in spread.items()}})
-    record.finish("FINISHED")
     for name in figures:
         say(f"{name:28} {figures[name]:.4f} +- {spread[name]:.4f} over {count} folds")
     return {
         "run": folder.name,
-        "run_id": record.run_id,
+        "run_id": delivered.run_id if delivered else None,
         "metrics": figures,
         "spread": spread,
         "folds": results,
         "bundles": [result["bundle"] for result in results],
         "refused": max(result["refused"] for result in results),
+        "tracked": delivered is not None,
     }
 
 
@@ -100,16 +102,3 @@ def summary(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict
     columns = {name: [float(row[name]) for row in rows] for name in names}
     means = {name: round(statistics.fmean(values), 6) for name, values in columns.items()}
     return means, {name: round(statistics.pstdev(values), 6) for name, values in columns.items()}
-
-
-def _parent(experiment: Experiment, folder: Path) -> RunRecord:
-    """The run of the whole in MLflow: exactly one for its folder."""
-    from medray.tracking.run import client, flatten, start
-
-    file = folder / "run.json"
-    known = json.loads(file.read_text(encoding="utf-8"))["run_id"] if file.is_file() else None
-    record = start(client(experiment.tracking.uri), experiment.name, folder.name, known)
-    if known is None:
-        file.write_text(json.dumps({"run_id": record.run_id}), encoding="utf-8")
-        record.log_params(flatten(experiment.model_dump(mode="json")))
-    return record

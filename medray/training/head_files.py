@@ -22,7 +22,7 @@ from medray.inference.features import head_answer
 from medray.inference.trust import fit as fit_trust
 from medray.pipeline.prepare import Prepared
 from medray.tasks.task import Task
-from medray.training.record import environment
+from medray.training.provenance import environment
 from medray.types import Array, Split
 
 

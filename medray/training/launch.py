@@ -1,26 +1,37 @@
-"""Ray Train: a training on the workers of a cluster."""
+"""Ray Train: a training on the workers of a cluster, and who starts it again when some are lost.
+
+Workers keep rows and checkpoints in the run's folder themselves (worker.py). Ray has no part in that: it would hold
+each report until all workers have brought theirs, and offer only its newest checkpoint, whole or not.
+"""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.exceptions import OutOfMemoryError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from medray import cluster
 from medray.cluster import Allotment
 from medray.config import Experiment
+from medray.networks.memory import MEND
 from medray.pipeline.prepare import Prepared
-from medray.tracking import journal
-from medray.training.worker import CHECKPOINT_EVERY_S, Outcome, collect, work
+from medray.training.checkpoint import CHECKPOINTS, FINISHED, StorageError
+from medray.training.folder import FAILURE, Interrupted, write_whole
+from medray.training.notes import note
+from medray.training.worker import FINAL, Outcome, collect, work
 from medray.training.world import joined_world, set_threads
 
 RUN_NAME = "train"
-"""Ray's folder inside the run's folder; the same name again goes on from its last checkpoint."""
+"""Ray's folder inside the run's folder."""
+GONE = "WorkerHealthCheckFailedError"
+"""What Ray says of a worker whose process does not answer."""
+KILLED_FOR_MEMORY = 2
+"""Ray may end a worker that takes the node's memory; so often is it started again."""
 
 
 class TrainingFailed(RuntimeError):
@@ -30,18 +41,6 @@ class TrainingFailed(RuntimeError):
 def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: Allotment) -> Outcome:
     """Train on Ray's workers; the same `folder` again goes on from the last checkpoint.
 
-    Raises:
-        TrainingFailed: with the worker's own error.
-    """
-    with fit_on_workers(experiment, prepared, folder, allotment).as_directory() as place:
-        return collect(Path(place))
-
-
-def fit_on_workers(
-    experiment: Experiment, prepared: Prepared, folder: Path, allotment: Allotment
-) -> ray.train.Checkpoint:
-    """The last checkpoint of a training on Ray's workers, as `collect` reads it.
-
     Args:
         experiment: the run.
         prepared: its data.
@@ -50,75 +49,115 @@ def fit_on_workers(
 
     Raises:
         TrainingFailed: with the worker's own error.
+        StorageError: what must be kept cannot be written.
+        Interrupted: someone asked it to stop, and it has saved where it stood.
     """
+    (folder / FAILURE).unlink(missing_ok=True)
+    failures = experiment.scaling.max_failures
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"experiment": experiment, "prepared": prepared, "cpus": allotment.cpus},
+        train_loop_config={"experiment": experiment, "prepared": prepared, "cpus": allotment.cpus, "folder": folder},
+        torch_config=TorchConfig(timeout_s=int(60 * experiment.scaling.hang_minutes) + 60),
         scaling_config=ScalingConfig(
-            num_workers=allotment.workers,
+            num_workers=allotment.workers if allotment.least is None else (allotment.least, allotment.workers),
             use_gpu=allotment.gpu,
             resources_per_worker={"CPU": allotment.cpus, **({"GPU": 1} if allotment.gpu else {})},
         ),
         run_config=RunConfig(
             name=RUN_NAME,
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=experiment.scaling.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[JournalWriter(folder / "journal.jsonl")],
+            failure_config=FailureConfig(max_failures=3 if failures == "auto" else failures),
+            callbacks=[Losses(folder)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
-        result = cluster.aside(trainer.fit)
+        cluster.aside(trainer.fit)
     except ray.train.TrainingFailedError as error:
-        raise TrainingFailed(_cause(error)) from error
-    return result.checkpoint
+        _raise_final(folder)
+        raise TrainingFailed(cause(error)) from error
+    _raise_final(folder)
+    if not (folder / CHECKPOINTS / FINISHED).is_dir():
+        raise Interrupted(folder)
+    return collect(folder)
 
 
-class JournalWriter(UserCallback):  # type: ignore[misc]
-    """Writes rank 0's report of each epoch to the journal; lives in Ray's controller, on the driver's node."""
+def _raise_final(folder: Path) -> None:
+    """Raise what a worker said another start would come to as well."""
+    if (folder / FAILURE).is_file():
+        text = (folder / FAILURE).read_text(encoding="utf-8")
+        kind, _, message = text.partition(": ")
+        if kind == StorageError.__name__:
+            (folder / FAILURE).unlink()
+            raise StorageError(message)
+        raise TrainingFailed(text)
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
-        """One line per epoch."""
-        if row := metrics[0]["row"]:
-            journal.append(self.file, row)
+class Losses(UserCallback):  # type: ignore[misc]
+    """Says which workers were lost; lives in Ray's controller, on the driver's node."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.killed_for_memory = 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        """A line for the person; a worker that Ray ends again and again for its memory is not started again."""
+        # Those who were left behind only say that nobody answers them.
+        gone = {rank: error for rank, error in worker_exceptions.items() if type(error).__name__ == GONE}
+        for rank, error in (gone or worker_exceptions).items():
+            why = "its process was killed, or its node is gone" if gone else cause(error)[:300]
+            note(self.folder, f"worker {rank} was lost: {why}")
+        if any(_has(error, OutOfMemoryError) for error in worker_exceptions.values()):
+            self.killed_for_memory += 1
+            if self.killed_for_memory >= KILLED_FOR_MEMORY:
+                said = f"OutOfMemory: Ray has ended a worker {self.killed_for_memory} times for the node's memory"
+                write_whole(self.folder / FAILURE, f"{said}; {MEND}")
 
 
-class RayReporter:
-    """Reports to Ray Train, which waits for all workers."""
-
-    checkpoint_every_s = CHECKPOINT_EVERY_S
-
-    def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
-        """The row reaches the controller; Ray keeps the checkpoint."""
-        checkpoint = None if place is None else ray.train.Checkpoint.from_directory(str(place))
-        ray.train.report({"row": dict(row)}, checkpoint=checkpoint)
-
-    def finish(self, metrics: Mapping[str, float], place: Path | None) -> None:  # noqa: ARG002
-        """Ray keeps the last checkpoint, which holds the metrics too."""
-        self.report({}, place)
+class Quiet:
+    """Says nothing: a job's progress follows its journal."""
 
     def step(self, done: int, epoch: int) -> None:
-        """Nothing: a job's log has a line per epoch."""
+        """Nothing."""
+
+    def wants(self, epoch: int) -> bool:  # noqa: ARG002
+        """No checkpoint."""
+        return False
+
+    def epoch(self, row: Mapping[str, float | None], place: Path | None) -> None:
+        """Nothing."""
+
+    def finished(self, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs on each worker."""
+    """What Ray Train runs on each worker, at each start."""
+    folder = config["folder"]
+    if (folder / FAILURE).is_file():
+        return
     set_threads(config["cpus"])
     world = joined_world(ray.train.torch.get_device())
-    last = ray.train.get_checkpoint()
-    with contextlib.nullcontext() if last is None else last.as_directory() as place:
-        start = None if place is None else Path(place)
-        work(config["experiment"], config["prepared"], world, RayReporter(), start)
+    try:
+        work(config["experiment"], config["prepared"], world, folder, Quiet())
+    except (*FINAL, StorageError) as error:
+        write_whole(folder / FAILURE, f"{type(error).__name__}: {error}")
+        raise
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """The first worker's own error, without Ray's frames around it."""
     failures = getattr(error, "worker_failures", None)
-    cause: BaseException = next(iter(failures.values())) if failures else error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return f"{type(cause).__name__}: {cause}"
+    found: BaseException = next(iter(failures.values())) if failures else error
+    while found.__cause__ is not None:
+        found = found.__cause__
+    return f"{type(found).__name__}: {found}"
+
+
+def _has(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an error, or what caused it, is of a kind."""
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__cause__
+    return False

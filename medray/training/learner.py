@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from contextlib import AbstractContextManager
 from typing import Any, Literal, cast
 
@@ -28,7 +29,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class Learner:
-    """Network, optimiser, schedule and the best weights so far, on one worker."""
+    """Network, optimiser, schedule and the best weights so far, on one worker; state.py takes and gives its state."""
 
     def __init__(self, experiment: Experiment, prepared: Prepared, world: World) -> None:
         self.experiment = experiment
@@ -70,6 +71,8 @@ class Learner:
         self.head = [p for p in self.network.parameters() if p.requires_grad][-1]
         self.epoch = 0
         self.step = 0
+        self.loss_sum = torch.zeros((), device=world.device)
+        self.seconds = 0.0
         self.skipped_steps = 0
         self.best_epoch = 0
         self.best_score = -math.inf
@@ -96,12 +99,12 @@ class Learner:
             raise ConfigError(mistakes)
 
     def _check_memory(self, network: nn.Module, prepared: Prepared) -> None:
-        """Refuse a step that this worker's memory cannot hold, before the first one is tried."""
+        """Refuse a step that this worker's memory cannot hold, before the first one is tried; keep what it needs."""
         train, device = self.experiment.train, self.world.device
         cases = max(1, math.ceil(train.batch_size / self.world.size / train.accumulate))
         io = prepared.network_io(self.task.outputs)
         name, averaged = self.experiment.optimizer.name, train.ema is not None
-        need = forecast(network, io, cases, self.precision, name, device.type, averaged)
+        self.memory = need = forecast(network, io, cases, self.precision, name, device.type, averaged)
         # Workers without a GPU of their own share the node's memory.
         require_memory(need, str(device), 1 if device.type == "cuda" else self.world.size)
 
@@ -181,10 +184,26 @@ class Learner:
             return contextlib.nullcontext()
         return cast(AbstractContextManager[Any], self.parallel.no_sync())
 
+    @property
+    def steps_into_epoch(self) -> int:
+        """Steps of the present epoch that are done."""
+        return self.step - self.epoch * self.steps_per_epoch
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has run, over all its starts."""
+        return time.monotonic() - self._began
+
+    @seconds.setter
+    def seconds(self, spent: float) -> None:
+        self._began = time.monotonic() - spent
+
     def begin_epoch(self) -> None:
-        """Put the network in training mode, and dropout's draws where (seed, epoch, rank) says."""
+        """Put the network in training mode and, unless this epoch goes on, dropout's draws where it says."""
         train_mode(self.network)
-        torch.manual_seed(hash((self.experiment.seed, self.epoch, self.world.rank)))
+        if self.steps_into_epoch == 0:
+            self.loss_sum = torch.zeros((), device=self.world.device)
+            torch.manual_seed(hash((self.experiment.seed, self.epoch, self.world.rank)))
 
     def update(self, clip_norm: float | None) -> None:
         """One step of the optimiser with the gradients at hand; without one where half precision spoilt them."""
@@ -236,39 +255,6 @@ class Learner:
         self.network.load_state_dict(self.best_weights)
         if self.averaged is not None:
             self.averaged.module.load_state_dict(self.best_weights)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on, as tensors and plain numbers."""
-        return {
-            "network": _copied(self.network),
-            "averaged": None if self.averaged is None else _copied(self.averaged),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "best_weights": self.best_weights,
-            "counters": {
-                "epoch": self.epoch,
-                "step": self.step,
-                "skipped_steps": self.skipped_steps,
-                "best_epoch": self.best_epoch,
-                "best_score": self.best_score,
-            },
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from where `state` was taken."""
-        self.network.load_state_dict(state["network"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        mine = [dict(group, params=None) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        # A trial of a population goes on from another's state with settings of its own; elsewhere they are equal.
-        for group, settings in zip(self.optimizer.param_groups, mine, strict=True):
-            group.pop("base_lr", None)
-            group.update({name: value for name, value in settings.items() if name != "params"})
-        self.scaler.load_state_dict(state["scaler"])
-        self.best_weights = state["best_weights"]
-        for name, value in state["counters"].items():
-            setattr(self, name, value)
 
 
 def patching(experiment: Experiment, prepared: Prepared) -> Patching:

@@ -1,14 +1,10 @@
-"""What stays of a finished training: its bundle, its figures, its MLflow run, its place in the registry."""
+"""What stays of a finished training in its folder: its bundle, its figures, and what MLflow is to be told."""
 
 from __future__ import annotations
 
 import csv
-import platform
-import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,35 +12,27 @@ import numpy as np
 
 from medray import bundle as bundles
 from medray.bundle import ModelBundle
-from medray.config import PACKAGE, Experiment, to_yaml
+from medray.config import Experiment, to_yaml
 from medray.inference.trust import fit, fit_interval
 from medray.metrics.intervals import bootstrap
 from medray.pipeline.prepare import Prepared, kind_of
 from medray.pipeline.split import as_csv
-from medray.tracking import pseudonyms, registry
-from medray.tracking.registry import Standing
+from medray.tracking import pseudonyms
 from medray.tracking.run import RunRecord, flatten
-from medray.training import illustrate, illustrate_dense
+from medray.training import handover, illustrate, illustrate_dense
 from medray.training.contract import drift_of, seen_of
+from medray.training.delivery import deliver_end
+from medray.training.gate import Registered
 from medray.training.goal import monitor_of, monitor_sign, task_of
+from medray.training.handover import Contest, End
+from medray.training.provenance import environment
 from medray.training.worker import Outcome
-from medray.types import Array, InputError
 
 if TYPE_CHECKING:
     from medray.tasks.regression import Regression
 
 INTERVAL_CASES = 20_000
 """Above this many cases an interval is narrower than the seed's influence, and slow to draw."""
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """A version in the registry and whether it leads."""
-
-    model: str
-    champion: bool
-    verdict: str
-    """Why, in one line."""
 
 
 def save_bundle(
@@ -119,58 +107,22 @@ def intervals(experiment: Experiment, prepared: Prepared, outcome: Outcome) -> d
     return found
 
 
-def environment() -> dict[str, str]:
-    """Versions and code revision."""
-    names = ("medray", "torch", "torchvision", "monai", "numpy", "ray", "mlflow")
-    return {"python": platform.python_version(), "revision": revision(), **{name: _version(name) for name in names}}
-
-
-def revision() -> str:
-    """The commit of the code that runs, '+' where it was changed since; 'unknown' outside a repository."""
-    git = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=40"]
-    if not (PACKAGE.parent / ".git").exists():
-        return "unknown"
-    try:
-        found = subprocess.run(git, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return "unknown"
-    return found.stdout.strip() or "unknown"
-
-
-def _version(name: str) -> str:
-    """Version of an installed package; medray itself may run from an uploaded folder."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def open_record(record: RunRecord, experiment: Experiment, prepared: Prepared) -> None:
     """Write down what a run starts from."""
     record.log_params(flatten(experiment.model_dump(mode="json")))
-    record.log_tags(
-        {
-            "medray.data": prepared.fingerprint,
-            "medray.split": prepared.split_fingerprint,
-            "medray.split_method": prepared.split.method,
-            "medray.refused": str(len(prepared.refused)),
-            **{f"env.{name}": value for name, value in environment().items()},
-        }
-    )
+    record.log_tags(handover.tags_of(prepared))
 
 
-def close_record(
-    record: RunRecord,
+def keep_end(
     folder: Path,
     experiment: Experiment,
     prepared: Prepared,
     outcome: Outcome,
     judged: tuple[Prepared, float] | None = None,
-) -> Registered | None:
-    """Log final metrics, figures and files, and register the bundle that lies in `folder`.
+) -> End:
+    """Write figures, tables and what MLflow is to be told into the run's folder, where the bundle lies.
 
     Args:
-        record: the run in MLflow.
         folder: the run's.
         experiment: the run.
         prepared: its data.
@@ -193,70 +145,34 @@ def close_record(
     (shared / "split.csv").write_text(table, encoding="utf-8")
     _write_per_class(shared / "per_class.csv", experiment, prepared, outcome)
     _write_refused(shared / "refused.csv", prepared, rename)
-    record.log_metrics({f"best/{name}" if "/" in name else name: v for name, v in outcome.metrics.items()})
-    record.log_folder(shared)
-    if not experiment.tracking.register_model:
-        return None
+    metrics = {f"best/{name}" if "/" in name else name: v for name, v in outcome.metrics.items()}
+    contest = _contest(experiment, prepared, outcome, judged) if experiment.tracking.register_model else None
+    end = End("FINISHED", metrics=_finite(metrics), contest=contest)
+    handover.end(folder, end)
+    return end
+
+
+def _contest(
+    experiment: Experiment, prepared: Prepared, outcome: Outcome, judged: tuple[Prepared, float] | None
+) -> Contest:
+    """What the model stands with."""
     monitor = monitor_of(experiment, prepared)
-    sign = monitor_sign(monitor, experiment.train.mode)
     on, score = judged or (prepared, outcome.metrics.get(monitor, float("nan")))
-    standing = Standing(monitor, score, sign, prepared.fingerprint, on.split_fingerprint)
-    return _register(record, experiment.model_name, folder / "bundle", standing, prepared)
+    sign = monitor_sign(monitor, experiment.train.mode)
+    return Contest(experiment.model_name, monitor, score, sign, prepared.fingerprint, on.split_fingerprint)
 
 
-def _register(record: RunRecord, name: str, bundle: Path, standing: Standing, prepared: Prepared) -> Registered:
-    """Register as candidate, and as champion if it beats the one there is."""
-    champion = registry.find(record.client, name, registry.CHAMPION)
-    number = registry.register(record, name, bundle, standing)
-    better = "first model of this name"
-    if champion is not None:
-        measure = partial(_measure_champion, record, name, standing, prepared)
-        rival, verdict = _rival_score(Standing.of(champion), standing, measure)
-        if rival is not None and not standing.beats(rival):
-            scores = f"{standing.monitor} {rival:.4f}, new {standing.score:.4f}"
-            verdict = f"champion {name}/{champion.version} stays: {scores}"
-        if verdict or rival is None:
-            return Registered(f"{name}/{number}", False, verdict)
-        better = f"{standing.monitor} {standing.score:.4f} is better than {rival:.4f} of {name}/{champion.version}"
-    registry.promote(record.client, name, number, better)
-    return Registered(f"{name}/{number}", True, f"{name}/{number} is the new champion: {better}")
-
-
-def _rival_score(
-    champion: Standing, new: Standing, measure: Callable[[], tuple[float, str]]
-) -> tuple[float | None, str]:
-    """The champion's score on the new run's validation cases, or None and why there is none."""
-    if new.comparable(champion):
-        return champion.score, ""
-    score, problem = measure()
-    if problem:
-        way = "to put the new one in its place: medray promote MODEL@candidate --reason '...'"
-        return None, f"the champion stays: {problem}; {way}"
-    return score, ""
-
-
-def _measure_champion(record: RunRecord, name: str, new: Standing, prepared: Prepared) -> tuple[float, str]:
-    """The present champion's metric on the new split's validation cases, read by its own road; or why not."""
-    from medray.inference.predictor import Predictor
-
-    folder, _ = registry.fetch(record.client, f"{name}@{registry.CHAMPION}")
-    predictor = Predictor(folder)
-    metric = new.monitor.removeprefix("val/")
-    if prepared.dense:
-        return 0.0, "it was measured on other cases (compare the two with: medray evaluate DATA --bundle A --compare B)"
-    if predictor.bundle.classes != prepared.dataset.classes:
-        return 0.0, "it was trained for other classes, so the two cannot be compared"
-    if metric == new.monitor or metric == "loss":
-        return 0.0, f"{new.monitor} of two trainings is not comparable on other data"
-    rows = prepared.rows("val")
-    if not len(rows) or predictor.bundle.experiment.split.join_val:
-        return 0.0, "one of the two was trained on validation cases too"
-    answers = predictor.predict_all([prepared.dataset.refs[row].source for row in rows.tolist()])
-    refused = [answer for answer in answers if isinstance(answer, InputError)]
-    if refused:
-        return 0.0, f"it refuses {len(refused)} of {len(rows)} validation cases ({refused[0]})"
-    scores: Array = np.stack([answer.scores for answer in answers if not isinstance(answer, InputError)])
-    return predictor.task.summarise(scores, prepared.targets[rows])[metric], ""
+def close_record(
+    record: RunRecord,
+    folder: Path,
+    experiment: Experiment,
+    prepared: Prepared,
+    outcome: Outcome,
+    judged: tuple[Prepared, float] | None = None,
+) -> Registered | None:
+    """Keep the end of a run in its folder (see keep_end) and tell MLflow of it at once."""
+    end = keep_end(folder, experiment, prepared, outcome, judged)
+    return deliver_end(record, folder, end, lambda: prepared)
 
 
 def _write_per_class(file: Path, experiment: Experiment, prepared: Prepared, outcome: Outcome) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,45 @@ from medray import cluster
 from medray.config import Experiment, load, to_yaml
 from medray.pipeline.prepare import DataRefused, Prepared, prepare
 from medray.tracking import journal
+from medray.training import checkpoint, handover, notes
+from medray.training.folder import (
+    EXPERIMENT,
+    RESULT,
+    RUNS,
+    Interrupted,
+    RunNotFound,
+    interrupted,
+    locked,
+    new_folder,
+    write_whole,
+)
 from medray.training.folds import cross_validate
-from medray.training.live import LiveRecord
+from medray.training.live import LiveRecord, status_of
 from medray.training.progress import Progress, say
-
-RUNS = "runs"
-RESULT = "result.json"
+from medray.training.stopping import Stopping, stoppable
 
 
-class RunNotFound(LookupError):
-    """There is no run of that name to go on with."""
-
-
-class TrackingFailed(RuntimeError):
-    """The model is trained and safe on the disk, but MLflow does not know of it."""
-
-
-def train(experiment: Experiment, began: float | None = None) -> dict[str, Any]:
-    """Prepare, train, record, register.
+def train(experiment: Experiment, began: float | None = None, new: bool = False) -> dict[str, Any]:
+    """Prepare, train, record, register; the same experiment again goes on with a run that was interrupted.
 
     Args:
         experiment: the run.
         began: time.time() of the command's start, for the account of the start-up.
+        new: begin anew, whatever was interrupted.
 
     Returns:
         run, run_id, metrics, bundle, model, champion, reason: the job's last line.
 
     Raises:
-        ConfigError, DataRefused, StoreError, TrainingFailed, TrackingFailed: with what a person needs to know.
+        ConfigError, DataRefused, StoreError, TrainingFailed, StorageError: with what a person needs to know.
+        RunLocked: another process is at this run.
+        Interrupted: someone asked it to stop, and it has saved where it stood.
     """
-    folder = new_folder(experiment)
-    (folder / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
+    folder = None if new else interrupted(experiment, lambda found: not _is_study(found))
+    if folder is None:
+        folder = new_folder(experiment)
+    else:
+        say(f"going on with run {folder.name}, which was interrupted (--new begins another)")
     return _run(experiment, folder, began)
 
 
@@ -58,53 +65,60 @@ def resume(name: str, began: float | None = None) -> dict[str, Any]:
         and what `train` raises; DataRefused also where the data are no longer those that the run began with.
     """
     folder = cluster.home() / RUNS / name
-    if (folder / "trials").is_dir():
+    if _is_study(folder):
         raise RunNotFound(f"{name} is a search; go on with it: medray tune --resume {name}")
-    if not (folder / "experiment.yaml").is_file():
-        runs = sorted((cluster.home() / RUNS).glob("*/experiment.yaml"), key=lambda file: file.stat().st_mtime)
+    if not (folder / EXPERIMENT).is_file():
+        runs = sorted((cluster.home() / RUNS).glob(f"*/{EXPERIMENT}"), key=lambda file: file.stat().st_mtime)
         known = ", ".join(file.parent.name for file in runs[-5:])
         raise RunNotFound(f"no run '{name}' in {cluster.home() / RUNS}; the last ones are: {known or 'none'}")
     if (folder / RESULT).is_file():
         say(f"run {name} is finished")
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return result
-    return _run(load(folder / "experiment.yaml"), folder, began)
+        from medray.training.sync import result_of
+
+        return result_of(name)
+    return _run(load(folder / EXPERIMENT), folder, began)
+
+
+def _is_study(folder: Path) -> bool:
+    return (folder / "trials").is_dir()
 
 
 def _run(experiment: Experiment, folder: Path, began: float | None) -> dict[str, Any]:
     """One training, or one per fold; what a finished one left is its result."""
-    if experiment.train.folds is None:
-        return _train(experiment, folder, Progress(began or time.time()))
-    result = cross_validate(experiment, folder, _train_fold)
-    (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+    with locked(folder), stoppable() as stopping:
+        try:
+            if experiment.train.folds is None:
+                return _train(experiment, folder, Progress(began or time.time()), stopping)
+
+            def train_fold(fold: Experiment, place: Path, parent: str) -> dict[str, Any]:
+                return _train_fold(fold, place, parent, stopping)
+
+            result = cross_validate(experiment, folder, train_fold)
+        except Interrupted:
+            stopping.deliver()
+            raise
+    write_whole(folder / RESULT, json.dumps(result))
     return result
 
 
-def _train_fold(experiment: Experiment, folder: Path, parent: str) -> dict[str, Any]:
+def _train_fold(experiment: Experiment, folder: Path, parent: str, stopping: Stopping) -> dict[str, Any]:
     """The training of one fold in `folder`, or its result if it is finished."""
     if (folder / RESULT).is_file():
         done: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return done
     folder.mkdir(exist_ok=True)
-    (folder / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
-    return _train(experiment, folder, Progress(time.time()), parent)
+    (folder / EXPERIMENT).write_text(to_yaml(experiment), encoding="utf-8")
+    with locked(folder):
+        return _train(experiment, folder, Progress(time.time()), stopping, parent)
 
 
-def new_folder(experiment: Experiment) -> Path:
-    """A new, empty folder for a run of `experiment`, named by it, the time and a chance word."""
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    folder = cluster.home() / RUNS / f"{experiment.name}-{stamp}-{secrets.token_hex(2)}"
-    folder.mkdir(parents=True)
-    return folder
-
-
-def _train(experiment: Experiment, folder: Path, progress: Progress, parent: str | None = None) -> dict[str, Any]:
+def _train(
+    experiment: Experiment, folder: Path, progress: Progress, stopping: Stopping, parent: str | None = None
+) -> dict[str, Any]:
     """The run in `folder`, from its beginning or from its last checkpoint."""
     say(f"run {folder.name} in {folder}")
     allotment = cluster.allot(experiment.scaling)
-    # A run stays where it began: each place keeps checkpoints in its own way.
-    on_ray = allotment.workers > 1 or cluster.joins_cluster() or (folder / "train").is_dir()
-    alone = not on_ray or (folder / "checkpoint").is_dir()
+    alone = allotment.workers == 1 and not cluster.joins_cluster()
     with ThreadPoolExecutor(max_workers=1) as pool:
         # The trainer's imports, and Ray's start, take seconds; preparing the data needs neither.
         trainer = pool.submit(_trainer, alone)
@@ -114,22 +128,26 @@ def _train(experiment: Experiment, folder: Path, progress: Progress, parent: str
         run = trainer.result()
     progress.stage("imports" if alone else "Ray")
     progress.announce(experiment, prepared, allotment)
-    record = LiveRecord(experiment, folder, prepared, parent)
-
-    def listen(row: journal.Row) -> None:
-        progress.epoch(row)
-        record.epoch(row)
-
+    live = LiveRecord(experiment, folder, prepared, parent)
+    live.open()
     try:
-        with journal.followed(folder / "journal.jsonl", listen):
+        with stopping.guarded(folder), _followed(folder, progress.epoch):
             outcome = run(experiment, prepared, folder, allotment)
         progress.finish(outcome)
-        result = _close(record, experiment, folder, prepared, outcome)
+        return _close(live, experiment, folder, prepared, outcome)
     except BaseException as error:
-        record.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+        live.abandon(status_of(error))
         raise
-    record.finish("FINISHED")
-    return result
+
+
+@contextmanager
+def _followed(folder: Path, listen: Callable[[journal.Row], None]) -> Iterator[None]:
+    """What workers write down of epochs, and have to say, is said here."""
+    with (
+        journal.lines_followed(folder / notes.NOTES, say, notes.read),
+        journal.followed(folder / journal.JOURNAL, listen),
+    ):
+        yield
 
 
 def _trainer(alone: bool) -> Callable[..., Any]:
@@ -152,35 +170,30 @@ def check_same_data(file: Path, prepared: Prepared) -> None:
     if not file.is_file():
         file.write_text(json.dumps(found), encoding="utf-8")
     elif json.loads(file.read_text(encoding="utf-8")) != found:
-        raise DataRefused("the data or their split are not those that the run began with; start a new run", ())
+        raise DataRefused("the data or their split are not those that the run began with; begin another with --new", ())
 
 
 def _close(live: LiveRecord, experiment: Experiment, folder: Path, prepared: Prepared, outcome: Any) -> dict[str, Any]:
-    """Bundle, figures, registry; what the job prints last."""
+    """Bundle, figures, registry; what the job prints last. MLflow may have none of it: the folder keeps it all."""
     from medray.tracking.run import tracking_uri
-    from medray.training.record import close_record, describe, save_bundle
+    from medray.training.delivery import outcome_of
+    from medray.training.record import describe, keep_end, save_bundle
 
     shutil.rmtree(folder / "bundle", ignore_errors=True)
     bundle = save_bundle(folder / "bundle", experiment, prepared, outcome)
-    try:
-        live.flush()
-        registered = close_record(live.opened(), folder, experiment, prepared, outcome)
-    except Exception as error:
-        way = f"when it answers again: medray train --resume {folder.name}"
-        raise TrackingFailed(f"{error}; the model is safe in {bundle.folder}, but not in MLflow; {way}") from error
-    if registered is not None:
-        say(registered.verdict)
+    keep_end(folder, experiment, prepared, outcome)
     result = {
         "run": folder.name,
-        "run_id": live.opened().run_id,
         "tracking_uri": tracking_uri(experiment.tracking.uri),
+        **outcome_of(None),
         "metrics": describe(outcome),
         "intervals": bundle.card["intervals"],
         "bundle": str(bundle.folder),
-        "model": registered.model if registered else None,
-        "champion": bool(registered and registered.champion),
         "refused": len(prepared.refused),
         "reason": outcome.reason,
     }
-    (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
-    return result
+    # The run is finished from here on; the delivery adds to its result what MLflow has of it.
+    write_whole(folder / RESULT, json.dumps(result))
+    checkpoint.prune(folder, 1)
+    live.deliver()
+    return handover.read(folder / RESULT)

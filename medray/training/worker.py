@@ -1,49 +1,61 @@
-"""One worker of a training: runs the loop and hands each epoch and checkpoint to a reporter.
+"""One worker of a training: runs the loop, and keeps its rows and checkpoints in the run's folder.
 
-Who the reporter is decides where the training runs: this process alone (alone.py), Ray Train's workers
-(launch.py), or a trial of Ray Tune (tuning/trial.py).
+Who listens decides where the training runs: this process alone (alone.py), Ray Train's workers (launch.py), or a trial
+of Ray Tune (tuning/trial.py). The folder is all that a start needs of the starts before it.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from medray.config import Experiment
-from medray.pipeline.prepare import Prepared
+import numpy as np
+import torch
+
+from medray.config import ConfigError, Experiment
+from medray.networks import memory
+from medray.networks.memory import STATES
+from medray.pipeline.prepare import DataRefused, Prepared
+from medray.sections.training import rhythm_of
 from medray.tracking import journal
-from medray.training import checkpoint
+from medray.training import checkpoint, state
+from medray.training.checkpoint import CHECKPOINTS, FINISHED, State, StorageError
+from medray.training.keeper import Keeper, describe
 from medray.training.learner import Learner
-from medray.training.loop import EpochDone, Finished, StepDone, fit
+from medray.training.loop import EpochDone, Finished, NonFiniteLoss, StepDone, Stopped, Trained, fit
+from medray.training.notes import note
+from medray.training.watch import Watch, awake
 from medray.training.world import World
 from medray.types import Array
 
-CHECKPOINT_EVERY_S = 60.0
+NOTHING, LAST = -1, -2
 
 
-class Reporter(Protocol):
-    """Where a worker's epochs and checkpoints go. Every worker of a training calls it equally often."""
+class OutOfMemory(RuntimeError):
+    """A step found no memory; the message says what it was thought to need, what there is, and what lowers the need."""
 
-    @property
-    def checkpoint_every_s(self) -> float:
-        """Seconds from one checkpoint to the next, 0 for one with each epoch."""
 
-    def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
-        """Take an epoch's row and, from rank 0 when due, a checkpoint's folder.
+FINAL = (NonFiniteLoss, OutOfMemory, ConfigError, DataRefused)
+"""What would happen again: another start is not tried."""
 
-        The folder is the worker's and goes when this returns.
-        """
 
-    def finish(self, metrics: Mapping[str, float], place: Path | None) -> None:
-        """Take the metrics of the best weights and, from rank 0, the last checkpoint's folder, as `report` does."""
+class Listener(Protocol):
+    """Who hears of a worker's progress. Every worker of a training has one."""
 
     def step(self, done: int, epoch: int) -> None:
-        """Hear that `done` steps of `epoch` steps of an epoch are over."""
+        """`done` steps of `epoch` steps of an epoch are over."""
+
+    def wants(self, epoch: int) -> bool:
+        """Whether `epoch` is to be told with a whole checkpoint; the same on every worker."""
+
+    def epoch(self, row: Mapping[str, float | None], place: Path | None) -> None:
+        """An epoch is over; its row is on its way to the journal, its checkpoint, if it was wanted, in `place`."""
+
+    def finished(self, metrics: Mapping[str, float]) -> None:
+        """All is done: the metrics of the best weights. The last checkpoint holds them too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,74 +75,180 @@ class Outcome:
     """What of network.weights did not fit."""
 
 
-def work(experiment: Experiment, prepared: Prepared, world: World, reporter: Reporter, last: Path | None) -> None:
-    """Train on this worker to the end.
+def work(
+    experiment: Experiment,
+    prepared: Prepared,
+    world: World,
+    folder: Path,
+    listener: Listener,
+    start: Path | None = None,
+) -> bool:
+    """Train on this worker to the end, from the newest whole checkpoint in the run's folder.
 
     Args:
         experiment: the run.
         prepared: its data.
         world: this worker's place among all.
-        reporter: hears of every epoch.
-        last: a checkpoint to go on from.
+        folder: the run's, seen by all workers.
+        listener: hears of every epoch.
+        start: a checkpoint from elsewhere, to go on from instead.
+
+    Returns:
+        Whether it came to its end; not if someone asked it to stop, which it did where it stood.
+
+    Raises:
+        NonFiniteLoss, OutOfMemory, StorageError: with what a person needs to know.
     """
     times = {"at/worker": time.time()}
+    place = start or _newest(folder, world)
+    saved = None if place is None else checkpoint.load(place)
+    if saved is not None and FINISHED in saved.shared.values:
+        listener.finished(saved.shared.values[FINISHED]["metrics"])
+        return True
     learner = Learner(experiment, prepared, world)
-    history: list[dict[str, float | None]] = []
-    if last is not None:
-        state = checkpoint.load(last)
-        learner.load_state(state)
-        history = state["history"]
-        if "finished" in state:  # a restart after the end: nothing is left to do
-            reporter.finish(state["finished"]["metrics"], last)
-            return
+    if saved is not None:
+        state.give(learner, saved)
+        if start is not None and world.rank == 0:
+            checkpoint.forget(folder, learner.step)
+    _require_room(learner, folder)
     times["at/network"] = time.time()
-    saved = time.monotonic()
-    for event in fit(learner):
-        match event:
-            case StepDone():
-                times.setdefault("at/first_step", time.time())
-                reporter.step(event.step % learner.steps_per_epoch + 1, learner.steps_per_epoch)
-            case EpochDone():
-                row = journal.plain({**event.metrics, **times, "best": float(event.best)})
-                history.append(row)
-                due = time.monotonic() - saved > reporter.checkpoint_every_s
-                saved = time.monotonic() if due else saved
-                _hand_over(
-                    learner, partial(reporter.report, row), {**learner.state(), "history": history} if due else None
-                )
-                times = {}
-            case Finished():
-                note = {"reason": event.reason, "metrics": event.metrics, "unfit": list(learner.unfit)}
-                state = {**event.state, "history": history, "finished": note}
-                _hand_over(learner, partial(reporter.finish, event.metrics), state, event.scores)
+    keeper = Keeper(folder, world, 60 * experiment.scaling.storage_minutes)
+    worker = _Worker(learner, keeper, listener, folder, times)
+    try:
+        with awake(folder, world.rank, 60 * experiment.scaling.hang_minutes, lambda: worker.watch.moved):
+            return worker.run()
+    except Exception as error:
+        if memory.ran_out(error):
+            raise OutOfMemory(memory.explain(error, learner.memory, str(world.device))) from error
+        raise
+    finally:
+        keeper.close()
 
 
-def _hand_over(
-    learner: Learner,
-    take: Callable[[Path | None], None],
-    state: dict[str, Any] | None,
-    scores: dict[str, Array] | None = None,
-) -> None:
-    """Let the reporter take what it takes; if there is a state, rank 0 adds a checkpoint of it."""
-    if state is None or learner.world.rank != 0:
-        take(None)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder), state)
-        if scores is not None:
-            checkpoint.save_scores(Path(folder), scores)
-        take(Path(folder))
+class _Worker:
+    """The loop's events turned into rows, checkpoints and words to the listener."""
+
+    def __init__(
+        self, learner: Learner, keeper: Keeper, listener: Listener, folder: Path, times: dict[str, float]
+    ) -> None:
+        self.learner = learner
+        self.keeper = keeper
+        self.listener = listener
+        self.folder = folder
+        self.times = times
+        rhythm = rhythm_of(learner.experiment.train.checkpoint_every)
+        self.watch = Watch(folder, learner, rhythm, lambda: keeper.busy)
+        self.trained: tuple[State, State] | None = None
+
+    def run(self) -> bool:
+        """Whether the training came to its end."""
+        learner = self.learner
+        try:
+            for event in fit(learner, self.watch):
+                match event:
+                    case StepDone():
+                        self.times.setdefault("at/first_step", time.time())
+                        self.listener.step(learner.steps_into_epoch, learner.steps_per_epoch)
+                        if event.save:
+                            self._save()
+                    case EpochDone():
+                        self._close_epoch(event)
+                    case Trained():
+                        self.trained = state.take(learner)
+                    case Finished():
+                        self._finish(event)
+        except Stopped:
+            self._stop()
+            return False
+        return True
+
+    def _save(self) -> None:
+        self.watch.saved()
+        self.keeper.save(checkpoint.name_of(self.learner.step), *state.take(self.learner))
+
+    def _close_epoch(self, event: EpochDone) -> None:
+        row = journal.plain({**event.metrics, **self.times, "best": float(event.best), journal.END: time.time()})
+        self.keeper.row(row)
+        self.times = {}
+        place = None
+        if self.listener.wants(event.epoch):
+            self.keeper.wait()
+            self._save()
+            place = self.keeper.wait()
+        elif self.watch.due_after_epoch():
+            self._save()
+        self.listener.epoch(row, place)
+
+    def _stop(self) -> None:
+        """Save where the training stands; after the last epoch that is where it stood before its best was measured."""
+        self.keeper.wait()
+        self.keeper.save(checkpoint.name_of(self.learner.step), *(self.trained or state.take(self.learner)))
+        self.keeper.insist()
+        note(self.folder, f"stopped after step {self.learner.step} (epoch {self.learner.epoch + 1}); all is saved")
+
+    def _finish(self, event: Finished) -> None:
+        """Keep the last checkpoint, with all that `collect` reads; older ones make room for it where there is none."""
+        shared, own = self.trained or state.take(self.learner)
+        scores = {
+            f"scores/{split}": torch.from_numpy(np.ascontiguousarray(table)) for split, table in event.scores.items()
+        }
+        finished = {"reason": event.reason, "metrics": journal.plain(event.metrics), "unfit": list(self.learner.unfit)}
+        shared = replace(shared, tensors=shared.tensors | scores, values={**shared.values, FINISHED: finished})
+        self.keeper.wait()
+        try:
+            self.keeper.save(FINISHED, shared, own)
+            self.keeper.insist()
+        except StorageError:
+            if self.learner.world.size > 1:
+                raise
+            checkpoint.prune(self.folder, 1)
+            self.keeper.save(FINISHED, shared, own)
+            self.keeper.insist()
+        self.listener.finished(event.metrics)
 
 
-def collect(place: Path) -> Outcome:
-    """The outcome that a finished training left in its last checkpoint."""
-    state = checkpoint.load(place)
-    finished = state["finished"]
+def _newest(folder: Path, world: World) -> Path | None:
+    """The newest whole checkpoint, as rank 0 found it; what unfinished writers left is cleared away."""
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    step = NOTHING
+    if world.rank == 0:
+        checkpoint.clear_partial(folder)
+        place = checkpoint.newest(folder, lambda line: note(folder, line))
+        if place is not None:
+            step = LAST if place.name == FINISHED else int(checkpoint.step_of(place))
+    step = world.from_first([step])[0]
+    if step == NOTHING:
+        return None
+    if step != LAST and world.rank == 0:
+        note(folder, f"going on after step {step}")
+    return folder / CHECKPOINTS / (FINISHED if step == LAST else checkpoint.name_of(step))
+
+
+def _require_room(learner: Learner, folder: Path) -> None:
+    """Refuse to begin what cannot be kept: a checkpoint takes the weights, the best ones and the optimiser's memory."""
+    copies = 2 + (learner.averaged is not None) + STATES[learner.experiment.optimizer.name]
+    weights = sum(tensor.nbytes for tensor in learner.network.state_dict().values())
+    missing = checkpoint.KEPT + 1 - len(checkpoint.whole(folder))
+    try:
+        checkpoint.require_room(folder, copies * weights * max(1, missing))
+    except OSError as error:
+        raise StorageError(describe(folder, f"checkpoints ({checkpoint.KEPT} and one on its way)", error)) from error
+
+
+def collect(folder: Path) -> Outcome:
+    """The outcome that a finished training left in its last checkpoint.
+
+    Raises:
+        StorageError: there is none, or it cannot be read.
+    """
+    saved = checkpoint.load(folder / CHECKPOINTS / FINISHED)
+    tensors, finished = saved.shared.tensors, saved.shared.values[FINISHED]
+    scores = {name.removeprefix("scores/"): t.numpy() for name, t in tensors.items() if name.startswith("scores/")}
     return Outcome(
         reason=finished["reason"],
-        metrics=finished["metrics"],
-        scores=checkpoint.load_scores(place),
-        weights=state["best_weights"],
-        history=[journal.from_plain(row) for row in state["history"]],
+        metrics=journal.from_plain(finished["metrics"]),
+        scores={split: scores[split] for split in ("val", "test") if split in scores},
+        weights={name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")},
+        history=journal.epochs(folder / journal.JOURNAL),
         unfit=tuple(finished["unfit"]),
     )

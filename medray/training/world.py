@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from secrets import token_bytes
 
 import torch
 from torch import distributed
@@ -28,11 +29,27 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any worker; the same answer everywhere."""
+        return self.agree(flag)[0]
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag where it is set on any worker, in one message; the same answer everywhere."""
         if self.size == 1:
-            return flag
-        word = torch.tensor([float(flag)], device=self.device)
+            return flags
+        word = torch.tensor(flags, dtype=torch.float32, device=self.device)
         distributed.all_reduce(word, distributed.ReduceOp.MAX)
-        return bool(word.item())
+        return tuple(bool(flag) for flag in word.tolist())
+
+    def agreed_token(self) -> str:
+        """A chance word, the same on every worker."""
+        return bytes(self.from_first(list(token_bytes(4)))).hex()
+
+    def from_first(self, numbers: list[int]) -> list[int]:
+        """Rank 0's numbers, on every worker; all bring as many."""
+        if self.size == 1:
+            return numbers
+        word = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        distributed.broadcast(word, src=0)
+        return [int(number) for number in word.tolist()]
 
     def mean_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its mean over the workers."""

@@ -14,12 +14,11 @@ from medray.config import Experiment, override, to_yaml
 from medray.pipeline.prepare import Prepared, prepare
 from medray.reports.study import pareto_front
 from medray.tracking.run import TrackingError, tracking_uri
-from medray.training.alone import CHECKPOINT
+from medray.training.gate import Registered
 from medray.training.goal import monitor_of
 from medray.training.launch import TrainingFailed, launch
 from medray.training.progress import say
-from medray.training.record import Registered, close_record, describe, intervals, save_bundle, trust_of
-from medray.training.train import TrackingFailed
+from medray.training.record import close_record, describe, intervals, save_bundle, trust_of
 from medray.training.worker import Outcome, collect
 from medray.tuning import trials as records
 from medray.tuning.illustrate import illustrate
@@ -32,6 +31,10 @@ BEST = "best.yaml"
 SHOWN = 20
 """Rows of the ranking on the terminal; ranking.csv has all."""
 Scored = tuple[Trial, float]
+
+
+class TrackingFailed(RuntimeError):
+    """The model is trained and safe on the disk, but MLflow does not know of it."""
 
 
 def conclude(
@@ -58,7 +61,7 @@ def conclude(
     header = f"# Trial {best.index} of study {folder.name}: {monitor} {score:.4f}. Run it: medray train {BEST}\n"
     (folder / BEST).write_text(_changed_on_the_way(best) + header + to_yaml(chosen), encoding="utf-8")
     prepared = prepared_for(chosen, study)
-    outcome = collect(records.folder_of(folder, best.index) / CHECKPOINT)
+    outcome = collect(records.folder_of(folder, best.index))
     for line in outcome.unfit[:10]:
         say(f"network.weights: {line}")
     shown = folder / "study"

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medray.config import Experiment
 from medray.pipeline.prepare import Prepared
-from medray.tracking.journal import Row
-from medray.tracking.run import METRICS, PARENT, KnownRun, RunRecord, client, start, tagged
+from medray.tracking.run import PARENT, KnownRun, RunRecord, batches, client, start, tagged
 from medray.training.progress import say
 from medray.training.record import open_record
 from medray.tuning.trials import Trial, curve, load
@@ -139,7 +137,7 @@ class Mirror:
         if not found.described:
             found.record.log_params(trial.settings if not trial.events else {})
             found.described = True
-        for rows in _batches([row for row in curve(self._folder, trial.index).rows if row["epoch"] > found.epoch]):
+        for rows in batches([row for row in curve(self._folder, trial.index).rows if row["epoch"] > found.epoch]):
             found.record.log_rows(rows)
             found.epoch = int(rows[-1]["epoch"])
         found.record.log_tags(
@@ -159,11 +157,3 @@ class Mirror:
         record = start(parent.client, self._experiment.name, f"trial {trial.index}", parent=parent.run_id, tags=tags)
         self._copies[trial.index] = found = Copy(record)
         return found
-
-
-def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Whole epochs, as many at a time as MLflow takes in one call."""
-    shown = [{name: value for name, value in row.items() if not name.startswith("at/")} for row in rows]
-    size = max(1, METRICS // max((len(row) for row in shown), default=1))
-    for first in range(0, len(shown), size):
-        yield shown[first : first + size]

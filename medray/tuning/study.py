@@ -13,14 +13,15 @@ from ray.tune.search import BasicVariantGenerator
 
 from medray import cluster
 from medray.cluster import Allotment
-from medray.config import ConfigError, Experiment, load, nearest, to_yaml
+from medray.config import ConfigError, Experiment, load, nearest
 from medray.pipeline.prepare import Prepared, prepare
+from medray.training.folder import EXPERIMENT, RESULT, RUNS, RunNotFound, interrupted, locked, new_folder, write_whole
 from medray.training.goal import measured_by, monitor_of, monitor_sign, task_of
 from medray.training.progress import say
-from medray.training.train import RESULT, RUNS, RunNotFound, check_same_data, new_folder
+from medray.training.train import check_same_data
 from medray.tuning import trials as records
 from medray.tuning.conclude import conclude
-from medray.tuning.folder import RAY, clear, interrupted, locked, spent, timed
+from medray.tuning.folder import RAY, clear, spent, timed
 from medray.tuning.mirror import Mirror
 from medray.tuning.parse import parse
 from medray.tuning.schedule import PAUSING, check_population, scheduler_of
@@ -46,14 +47,13 @@ def search(experiment: Experiment, new: bool = False) -> dict[str, Any]:
 
     Raises:
         ConfigError: with every mistake in the space and the rules of the search.
-        StudyRunning: another process is at this study.
+        RunLocked: another process is at this study.
         TrainingFailed: no trial came to its end.
     """
     space, points = _planned(experiment)
-    folder = None if new else interrupted(experiment)
+    folder = None if new else interrupted(experiment, _is_study)
     if folder is None:
         folder = new_folder(experiment)
-        (folder / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
         (folder / records.TRIALS).mkdir()
         say(f"study {folder.name} in {folder}")
     else:
@@ -71,15 +71,19 @@ def resume(name: str) -> dict[str, Any]:
         and what `search` raises.
     """
     folder = cluster.home() / RUNS / name
-    if not (folder / records.TRIALS).is_dir():
+    if not _is_study(folder):
         raise RunNotFound(f"no study '{name}' in {cluster.home() / RUNS}")
     if (folder / RESULT).is_file():
         say(f"study {name} is finished")
         result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return result
-    experiment = load(folder / "experiment.yaml")
+    experiment = load(folder / EXPERIMENT)
     with locked(folder):
         return _run(experiment, *_planned(experiment), folder)
+
+
+def _is_study(folder: Path) -> bool:
+    return (folder / records.TRIALS).is_dir()
 
 
 def _planned(experiment: Experiment) -> tuple[Space, list[Drawn] | None]:
@@ -119,7 +123,7 @@ def _run(experiment: Experiment, space: Space, points: list[Drawn] | None, folde
         mirror.abandon("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     clear(folder, result["best"])
-    records.write_whole(folder / RESULT, json.dumps(result))
+    write_whole(folder / RESULT, json.dumps(result))
     return result
 
 
@@ -132,6 +136,8 @@ def allot_trials(experiment: Experiment) -> tuple[Allotment, int]:
     cfg = experiment.tune
     scaling = experiment.scaling.model_copy(update={"workers": 1} if experiment.scaling.workers == "auto" else {})
     cpus, gpus = cluster.resources()
+    if isinstance(scaling.workers, tuple):
+        raise ConfigError(["scaling.workers: a range is for a training; give the number of a trial's workers"])
     workers = int(scaling.workers)
     if workers > 1 and cfg.scheduler in PAUSING:
         reason = f"scheduler {cfg.scheduler} hands checkpoints from trial to trial, which takes trials of one worker"
@@ -220,7 +226,7 @@ def _tuner(study: Study, space: Space, proposals: Proposals, concurrent: int, wa
         }
     elif proposals.over():
         return None
-    alone = allotment.workers == 1
+    alone, failures = allotment.workers == 1, study.experiment.scaling.max_failures
     # Of a trial of several workers the trial itself only waits; the workers ask for their own.
     resources = {"CPU": allotment.cpus} if alone else {"memory": WAITING_BYTES}
     if alone and allotment.gpu:
@@ -242,7 +248,7 @@ def _tuner(study: Study, space: Space, proposals: Proposals, concurrent: int, wa
             name=f"start-{len(list((study.folder / RAY).glob('start-*')))}",
             storage_path=str(study.folder / RAY),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=study.experiment.scaling.max_failures if alone else 0),
+            failure_config=tune.FailureConfig(max_failures=failures if alone and failures != "auto" else 0),
             # Of a population each may still be taken over, and Ray deletes a donor's with those of its heir.
             checkpoint_config=tune.CheckpointConfig(num_to_keep=None if cfg.scheduler == "pbt" else 2),
             callbacks=[watch],

@@ -22,12 +22,12 @@ from medray.cluster import Allotment
 from medray.config import Experiment, override
 from medray.pipeline.prepare import DataRefused, Prepared, prepare
 from medray.tracking import journal
-from medray.training.alone import FolderReporter
-from medray.training.launch import TrainingFailed, fit_on_workers
-from medray.training.worker import CHECKPOINT_EVERY_S, collect, work
+from medray.tracking.journal import JOURNAL
+from medray.training.launch import TrainingFailed, launch
+from medray.training.worker import work
 from medray.training.world import World, device_of, set_threads
-from medray.tuning.schedule import EPOCH, PAUSING, SCORE, grace_of
-from medray.tuning.trials import ERROR, JOURNAL, WORST, folder_of
+from medray.tuning.schedule import EPOCH, SCORE, grace_of
+from medray.tuning.trials import ERROR, WORST, folder_of
 
 ORIGIN = "trial.txt"
 """In a checkpoint that others may take over: the trial that wrote it."""
@@ -71,21 +71,18 @@ def run_trial(config: dict[str, Any], study: Study) -> None:
 def _train_here(chosen: Experiment, prepared: Prepared, folder: Path, study: Study) -> None:
     set_threads(study.allotment.cpus)
     handed = tune.get_checkpoint()
-    every_s = 0.0 if study.experiment.tune.scheduler in PAUSING else CHECKPOINT_EVERY_S
     with contextlib.nullcontext() if handed is None else handed.as_directory() as place:
-        keeper = FolderReporter(folder, every_s)
         origin = None if place is None else int((Path(place) / ORIGIN).read_text(encoding="ascii"))
-        reporter = TrialReporter(keeper, study, None if origin == int(folder.name) else origin)
-        start = keeper.last() if place is None else Path(place)
-        work(chosen, prepared, World(device=device_of(study.allotment)), reporter, start)
+        listener = TrialListener(folder, study, None if origin == int(folder.name) else origin)
+        start = None if place is None else Path(place)
+        work(chosen, prepared, World(device=device_of(study.allotment)), folder, listener, start)
 
 
 def _train_on_workers(chosen: Experiment, prepared: Prepared, folder: Path, study: Study) -> None:
-    reporter = TrialReporter(FolderReporter(folder), study, None)
-    with journal.followed(folder / JOURNAL, reporter.tell):
-        checkpoint = fit_on_workers(chosen, prepared, folder, study.allotment)
-    with checkpoint.as_directory() as place:
-        reporter.finish(collect(Path(place)).metrics, Path(place))
+    listener = TrialListener(folder, study, None)
+    with journal.followed(folder / JOURNAL, listener.epoch):
+        outcome = launch(chosen, prepared, folder, study.allotment)
+    listener.finished(outcome.metrics)
 
 
 def prepared_for(chosen: Experiment, study: Study) -> Prepared:
@@ -116,15 +113,14 @@ def _release() -> None:
         torch.cuda.empty_cache()
 
 
-class TrialReporter:
-    """Keeps a trial in its folder and reports each epoch to Ray Tune, which may stop the trial there."""
+class TrialListener:
+    """Reports each epoch of a trial to Ray Tune, which may stop the trial there."""
 
-    def __init__(self, keeper: FolderReporter, study: Study, origin: int | None) -> None:
-        self.checkpoint_every_s = keeper.checkpoint_every_s
-        self._keeper = keeper
+    def __init__(self, folder: Path, study: Study, origin: int | None) -> None:
+        self._folder = folder
         self._study = study
         self._inherited = {} if origin is None else {"inherited": origin}
-        rows, _ = journal.read(keeper.folder / JOURNAL)
+        rows, _ = journal.read(folder / JOURNAL)
         self._best = max((self._value(row) for row in rows), default=WORST) if origin is None else WORST
         self._epoch = int(rows[-1]["epoch"]) if rows else 0
 
@@ -132,29 +128,23 @@ class TrialReporter:
         value = row.get(self._study.monitor)
         return WORST if value is None or not math.isfinite(value) else self._study.sign * value
 
-    def _handed(self, epoch: int) -> bool:
+    def wants(self, epoch: int) -> bool:
         """Whether the scheduler can pause the trial after this epoch, or hand its weights on."""
         scheduler = self._study.experiment.tune.scheduler
         return scheduler == "hyperband" or (scheduler == "pbt" and epoch % grace_of(self._study.experiment) == 0)
 
-    def report(self, row: Mapping[str, float | None], place: Path | None) -> None:
-        """Keep the epoch, then report it."""
-        if place is not None:
-            (place / ORIGIN).write_text(self._keeper.folder.name, encoding="ascii")
-        self._keeper.report(row, place)
-        self.tell(row, place if self._handed(int(row["epoch"] or 0)) else None)
-
-    def tell(self, row: Mapping[str, float | None], place: Path | None = None) -> None:
+    def epoch(self, row: Mapping[str, float | None], place: Path | None = None) -> None:
         """Report an epoch: `score` is the best monitored value so far, more being better."""
+        if place is not None:
+            (place / ORIGIN).write_text(self._folder.name, encoding="ascii")
         self._best = max(self._best, self._value(row))
         self._epoch = int(row["epoch"] or 0)
         found = {EPOCH: self._epoch, SCORE: self._best, "row": dict(row), **self._inherited}
         self._inherited = {}
         tune.report(found, checkpoint=None if place is None else tune.Checkpoint.from_directory(str(place)))
 
-    def finish(self, metrics: Mapping[str, float], place: Path | None) -> None:
-        """Keep the last checkpoint and report what the best weights measure, which ends the trial."""
-        self._keeper.keep(place)
+    def finished(self, metrics: Mapping[str, float]) -> None:
+        """Report what the best weights measure, which ends the trial."""
         epoch = max(self._epoch, int(metrics["best_epoch"]))
         # A monitor of the training itself, such as train/loss, is not measured again.
         measured = {self._study.monitor: self._study.sign * self._best, **metrics}

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medray.tracking import journal
-from medray.tracking.journal import Row
+from medray.tracking.journal import JOURNAL, Row
+from medray.training.folder import write_whole
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 TRIALS = "trials"
 RECORD = "trial.json"
-JOURNAL = "journal.jsonl"
 SPEAKS_FREELY = ("NonFiniteLoss", "ConfigError", "OutOfMemoryError")
 """Errors whose messages tell of settings and memory alone."""
 MEASURED = "measured/"
@@ -82,13 +82,6 @@ def folder_of(study: Path, index: int) -> Path:
     return study / TRIALS / f"{index:04d}"
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that is there whole or as it was."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
-
-
 def save(study: Path, trial: Trial) -> None:
     """Write the trial's record, whole or not at all."""
     folder = folder_of(study, trial.index)
@@ -118,13 +111,8 @@ def load_all(study: Path) -> dict[int, Trial]:
 
 def curve(study: Path, index: int) -> Curve:
     """The epochs that the trial's journal holds."""
-    written, _ = journal.read(folder_of(study, index) / JOURNAL)
-    rows: list[Row] = []
-    for row in written:
-        while rows and rows[-1]["epoch"] >= row["epoch"]:
-            rows.pop()
-        rows.append(row)
-    return Curve(tuple(rows), len(written))
+    file = folder_of(study, index) / JOURNAL
+    return Curve(tuple(journal.epochs(file)), len(journal.read(file)[0]))
 
 
 def score(trial: Trial, epochs: Curve, monitor: str, sign: int) -> float:

@@ -172,7 +172,7 @@ def test_equal_case_names_of_two_datasets_are_two_people(home: Path, tmp_path: P
 
 def test_a_run_that_did_not_finish_is_named(home: Path, images: Path) -> None:
     folder = home / "runs" / "broken"
-    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "checkpoints").mkdir(parents=True)
     (folder / "experiment.yaml").write_text(to_yaml(tiny(images)))
     (entry,) = erase("P001")["models"]
     assert entry["run"] == "broken"

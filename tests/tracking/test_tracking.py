@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from test_bundle import make
 
 from medray.config import ConfigError
 from medray.tracking import journal, pseudonyms, registry
+from medray.tracking.line import reason
 from medray.tracking.registry import RegistryError, Standing
-from medray.tracking.run import client, flatten, start
+from medray.tracking.run import batches, client, flatten, start, tagged
 
 
 def test_journal_rows_come_back_in_order_with_nan(tmp_path: Path) -> None:
@@ -90,6 +92,46 @@ def test_a_run_is_opened_once(mlflow: MlflowClient) -> None:
     assert run.info.status == "RUNNING"
     assert len(run.data.params) == 230
     assert run.data.metrics == {"val/auroc": 0.5}
+
+
+def test_epochs_have_their_own_times_and_are_kept_once(mlflow: MlflowClient) -> None:
+    record = start(mlflow, "exp", "curve", began=10.5)
+    rows = [{"epoch": epoch, "val/auroc": 0.5, "val/gone": math.nan, "at/end": 100.0 + epoch} for epoch in (1.0, 2.0)]
+    for _ in range(2):
+        record.log_rows(rows)
+        record.log_metrics({"best/val/auroc": 0.5}, at=200.0)
+    record.finish("FINISHED", 300.0)
+    run = mlflow.get_run(record.run_id)
+    assert (run.info.start_time, run.info.end_time) == (10_500, 300_000)
+    assert run.data.metrics == {"epoch": 2.0, "val/auroc": 0.5, "best/val/auroc": 0.5}
+    found = [(point.step, point.timestamp) for point in mlflow.get_metric_history(record.run_id, "val/auroc")]
+    assert sorted(found) == [(1, 101_000), (2, 102_000)]
+    assert len(mlflow.get_metric_history(record.run_id, "best/val/auroc")) == 1
+
+
+def test_batches_are_whole_epochs_of_at_most_what_mlflow_takes() -> None:
+    rows = [{"epoch": float(epoch), **{f"m{index}": 1.0 for index in range(299)}, "at/end": 1.0} for epoch in range(7)]
+    assert [[row["epoch"] for row in batch] for batch in batches(rows)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(batches([])) == []
+
+
+def test_of_several_runs_with_a_tag_the_oldest_is_the_first(mlflow: MlflowClient) -> None:
+    for began in (30.0, 10.0, 20.0):
+        start(mlflow, "exp", f"{began}", tags={"medray.run": "same"}, began=began)
+    start(mlflow, "exp", "other", tags={"medray.run": "another"}, began=5.0)
+    assert [run.tags["mlflow.runName"] for run in tagged(mlflow, "exp", "medray.run", "same")] == [
+        "10.0",
+        "20.0",
+        "30.0",
+    ]
+
+
+def test_why_a_request_got_no_answer_is_said_in_a_line() -> None:
+    error = MlflowException("API request to http://a/b failed with exception Pool(host=...)")
+    error.__context__ = ValueError("retries exceeded")
+    error.__context__.__cause__ = ConnectionRefusedError(111, "Connection refused")
+    assert reason(error) == "API request to http://a/b: [Errno 111] Connection refused"
+    assert reason(ValueError("two\n lines")) == "two lines"
 
 
 def test_artifacts_of_the_embedded_store_lie_in_the_home(mlflow: MlflowClient, home: Path, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_discs, tiny_dense
+from test_going_on import hand_on
 from torch import distributed, multiprocessing
 
 from medray.config import ConfigError
 from medray.metrics.overlap import overlap_counts
 from medray.pipeline.prepare import DataRefused, Prepared, prepare
-from medray.training import checkpoint
 from medray.training.illustrate_dense import illustrate
 from medray.training.learner import Learner
 from medray.training.loop import EpochDone, Finished, StepDone, evaluate, fit, to_network
@@ -130,10 +130,9 @@ def test_resume_ends_with_the_same_weights(discs: Path, stores: Path, tmp_path: 
     first = learner(discs, stores, **sections)
     for event in fit(first):
         if isinstance(event, EpochDone) and event.epoch == 1:
-            checkpoint.save(tmp_path, first.state())
             break
     second = learner(discs, stores, **sections)
-    second.load_state(checkpoint.load(tmp_path))
+    hand_on(first, second, tmp_path)
     run(second)
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(tensor, second.network.state_dict()[name]), name

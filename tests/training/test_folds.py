@@ -9,8 +9,12 @@ import pytest
 from conftest import tiny
 
 from medray.config import ConfigError
+from medray.tracking.run import PARENT, client, tagged
+from medray.training import live
 from medray.training import train as training
+from medray.training.delivery import RUN
 from medray.training.folds import fold_of, room, summary
+from medray.training.sync import sync
 from medray.training.train import resume, train
 
 
@@ -20,8 +24,6 @@ def folded(folder: Path, **sections: object):
 
 
 def test_folds_are_one_parent_with_mean_and_spread(image_folder: Path, database: Path, home: Path) -> None:
-    from medray.tracking.run import client
-
     assert database.is_file()
     result = train(folded(image_folder))
     values = [fold["metrics"]["val/auroc"] for fold in result["folds"]]
@@ -47,22 +49,46 @@ def test_what_is_finished_is_not_trained_again(
     done: list[str] = []
     whole = training._train
 
-    def breaks_down(experiment, folder, progress, parent=None):
+    def breaks_down(experiment, folder, *more):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(folder.name)
-        return whole(experiment, folder, progress, parent)
+        return whole(experiment, folder, *more)
 
     monkeypatch.setattr(training, "_train", breaks_down)
     with pytest.raises(KeyboardInterrupt):
         train(folded(image_folder))
     (name,) = {folder.name.rpartition("-fold")[0] for folder in (home / "runs").glob("*-fold*")}
     parent = json.loads((home / "runs" / name / "run.json").read_text(encoding="utf-8"))["run_id"]
+    assert client(None).get_run(parent).info.status == "KILLED"
     monkeypatch.setattr(training, "_train", lambda *args: done.append(args[1].name) or whole(*args))
     result = resume(name)
     assert done == [f"{name}-fold{fold}" for fold in range(3)]
     assert result["run_id"] == parent
     assert resume(name) == result
+    assert client(None).get_run(parent).info.status == "FINISHED"
+
+
+def test_a_cross_validation_needs_no_mlflow_and_is_delivered_later(
+    image_folder: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert database.is_file()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(live, "PATIENCE_S", 0.1)
+    result = train(folded(image_folder))
+    assert (result["run_id"], result["tracked"]) == (None, False)
+    assert not any(fold["tracked"] for fold in result["folds"])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert sync([result["run"]])["waiting"] == []
+    known = resume(result["run"])
+    assert known["tracked"]
+    whole = client(None).get_run(known["run_id"])
+    assert whole.info.status == "FINISHED"
+    assert whole.data.metrics["val/auroc"] == pytest.approx(result["metrics"]["val/auroc"])
+    nested = tagged(client(None), "tiny", PARENT, known["run_id"])
+    assert sorted(run.tags[RUN] for run in nested) == [fold["run"] for fold in result["folds"]]
+    assert all(run.status == "FINISHED" and "best/val/auroc" in run.metrics for run in nested)
 
 
 def test_a_given_split_cannot_be_dealt_again(image_folder: Path) -> None:

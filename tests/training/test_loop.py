@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import draw_folder, tiny
 from safetensors.torch import save_file
+from test_going_on import hand_on
 from torch import distributed, multiprocessing
 
 from medray.config import ConfigError
 from medray.pipeline.prepare import Prepared, prepare
-from medray.training import checkpoint
 from medray.training.learner import Learner, precision
 from medray.training.loop import EpochDone, Finished, NonFiniteLoss, StepDone, evaluate, fit
 from medray.training.world import World, joined_world
@@ -208,10 +208,9 @@ def test_resume_from_a_checkpoint_ends_with_the_same_weights(image_folder: Path,
     first = learner(image_folder, stores, train=train)
     for event in fit(first):
         if isinstance(event, EpochDone) and event.epoch == 2:
-            checkpoint.save(tmp_path, first.state())
             break
     second = learner(image_folder, stores, train=train)
-    second.load_state(checkpoint.load(tmp_path))
+    hand_on(first, second, tmp_path)
     _, epochs, _ = run(second)
     assert [event.epoch for event in epochs] == [3, 4]
     for name, tensor in whole.network.state_dict().items():

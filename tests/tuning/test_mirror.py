@@ -29,7 +29,7 @@ MEASURED = {"val/auroc": 0.75, "best_epoch": 2.0}
 @pytest.fixture(autouse=True)
 def revision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking git is not what is tested."""
-    monkeypatch.setattr("medray.training.record.revision", lambda: "0" * 40)
+    monkeypatch.setattr("medray.training.provenance.revision", lambda: "0" * 40)
 
 
 @pytest.fixture

@@ -35,6 +35,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # The controller polls workers this often; its default of 2 s would hold up every epoch shorter than that.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Where a node was just lost Ray may ask for more workers than fit: it is asked again with what there is by then.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Its handler would print a trace of SIGTERM, and abort the process 3 s after it.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",

@@ -25,8 +25,6 @@ from medray.training import checkpoint, handover, notes
 
 PATIENCE_S = 240.0
 POLL_S = 0.05
-SETTLE_S = 1.0
-"""What was on its way to the disk when the fault came has arrived by then; no process starts in so short a time."""
 BATCH = 32
 SETTINGS = (f"train.batch_size={BATCH}", "train.checkpoint_every=20 steps", "scaling.max_failures=-1")
 
@@ -169,24 +167,26 @@ class Training:
             raise NotRecovered(f"{self.name}: exit code {found} instead of {code}: {self.said()[-3000:]}")
 
     def recover(self, strike: Callable[[Training], int | None]) -> Recovery:
-        """Hurt it and wait until it moves on.
+        """Hurt it so that it has to start again from a checkpoint, and wait until it moves on.
 
         Args:
             strike: the fault; one that ends the command starts it again, and returns its exit code.
         """
         step, taken = self.newest()
         pace = self.rows()[-1]["samples_per_s"] / BATCH
-        struck = time.time()
+        starts, struck = len(self.steps("going on")), time.time()
         code = strike(self)
-        time.sleep(SETTLE_S)
+        # Workers may outlive what started them by moments in which they still save.
+        self.until(lambda: len(self.steps("going on")) > starts, "no other start")
         self.advance()
         seconds = time.time() - struck
-        resumed, stopped = self._last("going on after step"), self._last("stopped after step")
+        resumed, stopped = (([0, *self.steps(word)])[-1] for word in ("going on", "stopped"))
         unsaved = round((struck - taken) * pace) - (resumed - step)
         return Recovery(seconds, max(0, unsaved if code is None or code < 0 else stopped - resumed), code)
 
-    def _last(self, word: str) -> int:
-        return int((re.findall(rf"{word} (\d+)", self.notes()) or ["0"])[-1])
+    def steps(self, word: str) -> list[int]:
+        """The steps after which the workers said that they are `going on`, or have `stopped`."""
+        return [int(step) for step in re.findall(rf"{word} after step (\d+)", self.notes())]
 
     def same_as(self, other: Training) -> bool:
         """Whether both finished with the same weights, moments and scores, to the last bit."""

@@ -37,6 +37,7 @@ def _shared(learner: Learner) -> State:
         **{name: getattr(learner, name) for name in COUNTERS},
         "best_score": learner.best_score if math.isfinite(learner.best_score) else None,
         "seconds": learner.seconds,
+        "steps_per_epoch": learner.steps_per_epoch,
         "scaler": learner.scaler.state_dict(),
     }
     return State(_copied(shared) | best, values)
@@ -62,6 +63,9 @@ def give(learner: Learner, saved: Saved) -> None:
     learner.best_weights = _below(tensors, "best/")
     for name in COUNTERS:
         setattr(learner, name, values[name])
+    if values["steps_per_epoch"] != learner.steps_per_epoch:
+        # Another batch size: what was done of an epoch cannot be found in the new one, which begins again.
+        learner.step = learner.epoch * learner.steps_per_epoch
     learner.best_score = -math.inf if values["best_score"] is None else values["best_score"]
     learner.seconds = values["seconds"]
     learner.loss_sum = own["loss"].to(learner.world.device)

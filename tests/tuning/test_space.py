@@ -121,7 +121,7 @@ def holds(part: Any, value: Any) -> bool:
         ({"loguniform": [0.2, 0.4]}, lambda value: 0.2 <= value <= 0.4),
         ({"choice": [0.1, 0.7]}, lambda value: value in (0.1, 0.7)),
     ],
-    ids=str,
+    ids=["uniform", "loguniform", "choice"],
 )
 def test_numbers_are_drawn_as_the_space_says(entry: dict[str, Any], allowed: Any) -> None:
     values = drawn(entry, 100)

@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 
 from medray import (
     cli_access,
+    cli_bench,
     cli_data,
     cli_evaluate,
     cli_export,
@@ -44,6 +45,7 @@ for verbs in (
     cli_serve,
     cli_access,
     cli_sync,
+    cli_bench,
 ):
     verbs.register(app)
 

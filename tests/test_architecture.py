@@ -27,13 +27,14 @@ ROOMS = [
         *("cli_access", "cli_data", "cli_evaluate", "cli_export", "cli_inference", "cli_plan", "cli_predict"),
         "cli_serve",
         "cli_sync",
+        "cli_bench",
     },
     {"cli"},
 ]
 """From top to bottom: a room imports only rooms above it, and files of its own."""
 
 HEAVY = {
-    "ray": {"cluster", "inference/batch", "training/launch", "tuning", "serving"},
+    "ray": {"cluster", "benchmarks/nodes", "inference/batch", "training/launch", "tuning", "serving"},
     "mlflow": {"tracking"},
     "optuna": {"tuning/tpe"},
     "rich": {"tuning/watch"},

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from medray.benchmarks.plain_service import family
+from medray.benchmarks.victim import Training
 from medray.cluster import prepare_environment
 
 
@@ -19,7 +20,7 @@ class Nodes:
         self.environment = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled"}
         """Of a command that works on it."""
 
-    def lose(self) -> None:
+    def strike(self, run: Training) -> None:  # noqa: ARG002
         """End all processes of a node on which a worker is training, as a power cut does."""
         self._cluster.remove_node(next(node for node in self._cluster.worker_nodes if _trains(node)), False)
 

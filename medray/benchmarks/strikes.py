@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import resource
@@ -10,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from medray.benchmarks.victim import NotRecovered, Training
+from medray.benchmarks.victim import Training
 
 HANG = "scaling.hang_minutes=0.25"
 """For `freeze`."""
@@ -25,20 +24,9 @@ def kill_worker(run: Training) -> None:
 def kill_driver(run: Training) -> int:
     """SIGKILL to the command, and the same command again at once."""
     run.process.kill()
-    return _again(run)
-
-
-def terminate(run: Training) -> int:
-    """SIGTERM to the command, as a batch system does it, and the same command again."""
-    run.process.terminate()
-    return _again(run)
-
-
-def _again(run: Training) -> int:
-    code = run.process.wait(60)
-    run.codes.append(code)
+    run.end(-signal.SIGKILL)
     run.start()
-    return code
+    return -signal.SIGKILL
 
 
 def freeze(run: Training) -> None:
@@ -63,14 +51,11 @@ def starve(run: Training) -> None:
     resource.prlimit(run.process.pid, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
 
 
-def repeatedly(run: Training, strike: Callable[[Training], None], pause_s: tuple[float, float]) -> Callable[[], None]:
-    """One more strike, some seconds after the training has moved."""
+def later(strike: Callable[[Training], None], pause_s: tuple[float, float]) -> Callable[[Training], None]:
+    """The same fault, some seconds later."""
 
-    def once() -> None:
+    def strike_later(run: Training) -> None:
         time.sleep(_CHANCE.uniform(*pause_s))
-        with contextlib.suppress(IndexError):
-            strike(run)
-        if run.process.poll() is not None:
-            raise NotRecovered(f"{run.name} was over before the next fault")
+        strike(run)
 
-    return once
+    return strike_later

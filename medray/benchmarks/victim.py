@@ -1,4 +1,4 @@
-"""A training as people run it, in a process of its own: watched, hurt from outside, and compared with an unbroken one."""
+"""A training as people run it, in a process of its own: watched, hurt from outside, compared with an unbroken one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from medray.training import checkpoint, handover, notes
 
 PATIENCE_S = 240.0
 POLL_S = 0.05
-BATCH = 32
+BATCH, STEPS = 32, 44
+"""Steps of an epoch are those of 1400 cases."""
 SETTINGS = (f"train.batch_size={BATCH}", "train.checkpoint_every=20 steps", "scaling.max_failures=-1")
 
 
@@ -40,7 +41,7 @@ class Recovery:
     seconds: float
     """From the fault to the first new checkpoint or row of the journal."""
     repeated: int
-    """Steps that were done again: by the pace of the last epoch, and exactly where the training stopped in good order."""
+    """Steps that were done again: by the pace of the last epoch; exactly, where it stopped in good order."""
     code: int | None
     """Of the command, where the fault ended it."""
 
@@ -76,6 +77,7 @@ class Training:
         self._environment = {**os.environ, "MEDRAY_HOME": str(home), **environment}
         self._log = home / f"{name}.log"
         self.process: subprocess.Popen[bytes]
+        self._running = False
 
     def start(self) -> None:
         """Begin, or go on."""
@@ -83,6 +85,7 @@ class Training:
         with self._log.open("ab") as log:
             options: dict[str, Any] = {"stdout": log, "stderr": log, "start_new_session": True}
             self.process = subprocess.Popen(self._command, env=self._environment, **options)
+        self._running = True
 
     def again(self) -> tuple[int, str]:
         """Exit code and words of the same command beside this one."""
@@ -116,10 +119,14 @@ class Training:
 
     def newest(self) -> tuple[int, float]:
         """Step of the newest checkpoint, and when it was taken; 0 at the beginning."""
-        for place in checkpoint.whole(self.folder):
+        for place in self.whole():
             with contextlib.suppress(FileNotFoundError, ValueError, OverflowError):
                 return int(checkpoint.step_of(place)), (place / f"{checkpoint.VALUES}.json").stat().st_mtime
         return 0, 0.0
+
+    def whole(self) -> list[Path]:
+        """Its checkpoints, newest first."""
+        return checkpoint.whole(self.folder)
 
     def rows(self) -> list[journal.Row]:
         """All rows of the journal, those of epochs that were done again too."""
@@ -162,7 +169,9 @@ class Training:
             found = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             raise NotRecovered(f"{self.name} does not end: {self.said()[-3000:]}") from error
-        self.codes.append(found)
+        if self._running:
+            self.codes.append(found)
+            self._running = False
         if found != code:
             raise NotRecovered(f"{self.name}: exit code {found} instead of {code}: {self.said()[-3000:]}")
 
@@ -172,17 +181,21 @@ class Training:
         Args:
             strike: the fault; one that ends the command starts it again, and returns its exit code.
         """
-        step, taken = self.newest()
-        pace = self.rows()[-1]["samples_per_s"] / BATCH
         starts, struck = len(self.steps("going on")), time.time()
+        done = self._done()
         code = strike(self)
         # Workers may outlive what started them by moments in which they still save.
         self.until(lambda: len(self.steps("going on")) > starts, "no other start")
         self.advance()
         seconds = time.time() - struck
-        resumed, stopped = (([0, *self.steps(word)])[-1] for word in ("going on", "stopped"))
-        unsaved = round((struck - taken) * pace) - (resumed - step)
-        return Recovery(seconds, max(0, unsaved if code is None or code < 0 else stopped - resumed), code)
+        resumed = self.steps("going on")[-1]
+        return Recovery(seconds, max(0, done - resumed), code)
+
+    def _done(self) -> int:
+        """Steps that are done by now: those of the newest checkpoint or epoch, and the time since at that pace."""
+        row = self.rows()[-1]
+        step, since = max(self.newest(), (STEPS * int(row["epoch"]), row[journal.END]), key=lambda known: known[1])
+        return step + round((time.time() - since) * row["samples_per_s"] / BATCH)
 
     def steps(self, word: str) -> list[int]:
         """The steps after which the workers said that they are `going on`, or have `stopped`."""
@@ -208,3 +221,10 @@ class Training:
             (status,) = tables.execute("SELECT status FROM runs WHERE run_uuid = ?", (run,)).fetchone()
         doubled = sum(count - names for count, names in found.values())
         return Tracked(len(epochs - found.keys()), doubled, str(status))
+
+
+def medray(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run another of medray's commands on the runs in `home`."""
+    command = [sys.executable, "-c", "from medray.cli import main; main()", *words]
+    environment = {**os.environ, "MEDRAY_HOME": str(home)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -151,7 +151,9 @@ def ran_out(error: BaseException) -> bool:
 
 def explain(error: BaseException, need: Memory, device: str) -> str:
     """What ran out, what a step was thought to need, what there is, and which settings lower the need."""
-    said = " ".join(str(error).split())[:200] or type(error).__name__
+    # The system's own words alone: a path may be a patient's.
+    words = error.strerror or "" if isinstance(error, OSError) else str(error)
+    said = " ".join(words.split())[:200] or type(error).__name__
     has = available_bytes(device) / GB
     return f"out of memory on {device}: {said}; a step was thought to need {need}, {has:.2f} GB are free now; {MEND}"
 

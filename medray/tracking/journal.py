@@ -104,7 +104,10 @@ def lines_followed(
         position = start
         while True:
             last_round = done.is_set()
-            found, position = lines(file, position)
+            try:
+                found, position = lines(file, position)
+            except OSError:  # the disk is away: they are read when it is back
+                found = []
             try:
                 for line in found:
                     listener(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def train_alone(experiment: Experiment, prepared: Prepared, folder: Path, allotm
     try:
         done = work(experiment, prepared, World(device=device_of(allotment)), folder, Screen())
     except FINAL as error:
-        write_whole(folder / FAILURE, f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):
+            write_whole(folder / FAILURE, f"{type(error).__name__}: {error}")
         raise
     if not done:
         raise Interrupted(folder)

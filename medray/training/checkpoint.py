@@ -11,6 +11,7 @@ Workers write into one folder with another name; rank 0 renames it when the sums
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -88,22 +89,31 @@ def write(folder: Path, state: State, values: str) -> dict[str, str]:
         part, _, rest = name.partition("/")
         files.setdefault(part, {})[rest] = tensor
     for part, tensors in files.items():
-        save_file(tensors, folder / f"{part}.safetensors")
+        try:
+            save_file(tensors, folder / f"{part}.safetensors")
+        except SafetensorError as error:  # its words are all that it has of the system's error
+            number = re.search(r"os error (\d+)", str(error))
+            code = int(number[1]) if number else errno.EIO
+            raise OSError(code, os.strerror(code), str(folder)) from error
     (folder / f"{values}.json").write_text(json.dumps(state.values, allow_nan=False), encoding="utf-8")
-    return {name: _synced_sum(folder / name) for name in (*(f"{part}.safetensors" for part in files), f"{values}.json")}
+    return {
+        name: _sum(folder / name, sync=True) for name in (*(f"{part}.safetensors" for part in files), f"{values}.json")
+    }
 
 
 def commit(partial: Path, place: Path, sums: Mapping[str, str]) -> None:
-    """Make `partial` the whole checkpoint `place`."""
+    """Make `partial` the whole checkpoint `place`, instead of one of the same step: a validation may lie between."""
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     write_synced(partial / SUMS, text)
     _sync(partial)
-    if (place / SUMS).is_file():  # the same step again, which holds the same
-        shutil.rmtree(partial)
-        return
-    shutil.rmtree(place, ignore_errors=True)
+    before = place.with_name(f"{place.name}.before.partial")
+    shutil.rmtree(before, ignore_errors=True)
+    if place.is_dir():
+        place.rename(before)
     partial.rename(place)
-    _sync(place.parent)
+    with contextlib.suppress(OSError):  # it is whole by now; the rest is tidying
+        _sync(place.parent)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def problem_of(place: Path) -> str:
@@ -160,9 +170,10 @@ def forget(folder: Path, after: float) -> None:
 
 
 def clear_partial(folder: Path) -> None:
-    """Delete what was not finished when its writers ended."""
-    for place in (folder / CHECKPOINTS).glob("*.partial"):
-        shutil.rmtree(place, ignore_errors=True)
+    """Delete what was not finished, or not quite deleted, when its writers ended."""
+    for place in (folder / CHECKPOINTS).glob("*"):
+        if place.suffix != ".corrupt" and not _is_checkpoint(place):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def load(place: Path) -> Saved:
@@ -218,15 +229,11 @@ def _values(file: Path) -> dict[str, Any]:
     return found
 
 
-def _sum(file: Path) -> str:
+def _sum(file: Path, sync: bool = False) -> str:
+    """The sha256 of a file; with `sync` the disk has it when this returns."""
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _synced_sum(file: Path) -> str:
-    """The sha256 of a file that the disk has when this returns."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+        if sync:
+            os.fsync(stream.fileno())
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -46,7 +46,7 @@ def new_folder(experiment: Experiment) -> Path:
 
 
 def interrupted(experiment: Experiment, kind: Callable[[Path], bool]) -> Path | None:
-    """The newest run of this very experiment that has no result, and no failure that would come again.
+    """The newest run of this very experiment, unless it has a result, or failed in a way that would come again.
 
     Args:
         experiment: as the command gives it.
@@ -57,12 +57,18 @@ def interrupted(experiment: Experiment, kind: Callable[[Path], bool]) -> Path | 
         folder
         for folder in (cluster.home() / RUNS).glob(f"{experiment.name}-*")
         if kind(folder)
-        and not (folder / RESULT).is_file()
-        and not (folder / FAILURE).is_file()
         and (folder / EXPERIMENT).is_file()
         and (folder / EXPERIMENT).read_text(encoding="utf-8") == text
     ]
-    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+    last = max(found, key=lambda folder: (folder / EXPERIMENT).stat().st_mtime, default=None)
+    return None if last is None or (last / RESULT).is_file() or failure_of(last) else last
+
+
+def failure_of(folder: Path) -> str:
+    """Why the run would fail again; empty if it would not, as after a disk that was full."""
+    file = folder / FAILURE
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return "" if text.startswith("StorageError: ") else text
 
 
 @contextmanager

@@ -6,10 +6,12 @@ rows of its epochs. A disk that is away is tried again; one that is full costs t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -38,11 +40,10 @@ class Keeper:
         self._start = world.agreed_token()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keeper")
         self._saving: Future[Path] | None = None
-        self._rows: list[Future[None]] = []
+        self._rows = deque[Mapping[str, float | None]]()
+        self._writing: Future[None] | None = None
         self._complained = False
         self._closing = threading.Event()
-        self.last: Path | None = None
-        """The newest checkpoint that this keeper has made whole."""
 
     @property
     def busy(self) -> bool:
@@ -52,9 +53,14 @@ class Keeper:
     def row(self, row: Mapping[str, float | None]) -> None:
         """Add a row to the run's journal, from rank 0."""
         if self._world.rank == 0:
-            self._rows = [future for future in self._rows if not future.done() or future.exception()]
-            file = self._folder / journal.JOURNAL
-            self._rows.append(self._pool.submit(self._persist, lambda: journal.append(file, row), "the journal"))
+            self._rows.append(row)
+            self._writing = self._pool.submit(self._persist, self._write_rows, "the journal")
+
+    def _write_rows(self) -> None:
+        """Write the rows that wait, in order; one that fails stays, and those after it."""
+        while self._rows:
+            journal.append(self._folder / journal.JOURNAL, self._rows[0])
+            self._rows.popleft()
 
     def save(self, name: str, shared: State, own: State) -> None:
         """Begin to write a checkpoint; the one before must be done. All workers call it with the same name.
@@ -74,14 +80,17 @@ class Keeper:
         Raises:
             StorageError: a row of the journal could not be written.
         """
-        for future in self._rows:
-            future.result()
+        place = None
         if self._saving is not None:
+            with contextlib.suppress(StorageError):
+                place = self._saving.result()
+        if self._writing is not None:
             try:
-                self.last = self._saving.result()
+                self._writing.result()
             except StorageError:
-                return None
-        return self.last
+                if self._rows:  # else a checkpoint has written them since
+                    raise
+        return place
 
     def insist(self) -> None:
         """Until all is written.
@@ -94,7 +103,7 @@ class Keeper:
             raise error
 
     def close(self) -> None:
-        """End the thread; what is being written comes to its end, what waits for a disk that is away does not."""
+        """End the thread: what is being written comes to its end, what waits for a disk or another worker does not."""
         self._closing.set()
         self._pool.shutdown(wait=True)
 
@@ -107,7 +116,7 @@ class Keeper:
             except OSError as error:
                 full = error.errno in FULL
                 if (full and fragile) or time.monotonic() - begun > self._patience_s or self._closing.is_set():
-                    self._complain(what, error, "the training goes on; the checkpoint before stays")
+                    self._complain(what, error, "it is given up, and what was kept before stays")
                     raise StorageError(describe(self._folder, what, error)) from error
                 self._complain(what, error, f"trying again for {self._patience_s:.0f} s; the training goes on")
                 self._closing.wait(pause)
@@ -139,6 +148,10 @@ class Keeper:
     def _save(self, partial: Path, name: str, shared: State, own: State) -> None:
         """Write this worker's part; rank 0 then waits for the others' and makes the checkpoint whole."""
         rank = self._world.rank
+        if rank == 0:  # of one that was given up another worker may have left its part
+            for old in partial.parent.glob(f"*.{self._start}.partial"):
+                if old != partial:
+                    shutil.rmtree(old, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
         checkpoint.require_room(partial, own.bytes + (shared.bytes if rank == 0 else 0))
         part = f"rank-{rank:04d}"
@@ -148,13 +161,15 @@ class Keeper:
             self._hand_in(partial, sums)
             return
         _check_finite(shared)
+        self._write_rows()
         sums |= checkpoint.write(partial, shared, checkpoint.VALUES)
         sums |= self._collect(partial)
         place = partial.with_name(name)
         checkpoint.commit(partial, place, sums)
-        for file in place.glob("*.sums"):
-            file.unlink()
-        checkpoint.prune(self._folder)
+        with contextlib.suppress(OSError):  # it is whole by now; the rest is tidying
+            for file in place.glob("*.sums"):
+                file.unlink()
+            checkpoint.prune(self._folder)
 
     def _hand_in(self, partial: Path, sums: Mapping[str, str]) -> None:
         """Leave this worker's sums for rank 0, whole or not at all."""

@@ -6,6 +6,7 @@ each report until all workers have brought theirs, and offer only its newest che
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: 
         cluster.aside(trainer.fit)
     except ray.train.TrainingFailedError as error:
         _raise_final(folder)
-        raise TrainingFailed(cause(error)) from error
+        raise _as_known(cause(error)) from error
     _raise_final(folder)
     if not (folder / CHECKPOINTS / FINISHED).is_dir():
         raise Interrupted(folder)
@@ -85,12 +86,13 @@ def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: 
 def _raise_final(folder: Path) -> None:
     """Raise what a worker said another start would come to as well."""
     if (folder / FAILURE).is_file():
-        text = (folder / FAILURE).read_text(encoding="utf-8")
-        kind, _, message = text.partition(": ")
-        if kind == StorageError.__name__:
-            (folder / FAILURE).unlink()
-            raise StorageError(message)
-        raise TrainingFailed(text)
+        raise _as_known((folder / FAILURE).read_text(encoding="utf-8"))
+
+
+def _as_known(text: str) -> Exception:
+    """The error that a worker named by its kind."""
+    kind, _, message = text.partition(": ")
+    return StorageError(message) if kind == StorageError.__name__ else TrainingFailed(text)
 
 
 class Losses(UserCallback):  # type: ignore[misc]
@@ -141,7 +143,8 @@ def train_worker(config: dict[str, Any]) -> None:
     try:
         work(config["experiment"], config["prepared"], world, folder, Quiet())
     except (*FINAL, StorageError) as error:
-        write_whole(folder / FAILURE, f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):
+            write_whole(folder / FAILURE, f"{type(error).__name__}: {error}")
         raise
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,10 +21,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stopping:
     """The first signal asks the trainings that run to stop; a second one ends them at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
         self._before: dict[int, Any] = {}
         self._asked: int | None = None
         self._folders: set[Path] = set()
+        self._late: threading.Timer | None = None
 
     def install(self) -> None:
         """Take the signals; they are the main thread's, elsewhere nothing happens."""
@@ -31,8 +35,13 @@ class Stopping:
 
     def restore(self) -> None:
         """Give the signals back."""
+        self._cancel()
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
+
+    def _cancel(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
 
     @contextmanager
     def guarded(self, folder: Path) -> Iterator[None]:
@@ -45,7 +54,9 @@ class Stopping:
             yield
         finally:
             self._folders.discard(folder)
-            (folder / STOP).unlink(missing_ok=True)
+            self._cancel()
+            with contextlib.suppress(OSError):
+                (folder / STOP).unlink(missing_ok=True)
 
     def deliver(self) -> None:
         """The signal that was heard does what it would have done without us."""
@@ -53,24 +64,31 @@ class Stopping:
             self.restore()
             signal.raise_signal(self._asked)
 
-    def _hear(self, kind: int, frame: FrameType | None) -> None:
+    def _hear(self, kind: int, _: FrameType | None) -> None:
         # Once Ray is loaded its own handler runs first and sets an alarm that aborts the process 3 s later.
         signal.alarm(0)
-        before: Callable[[int, FrameType | None], Any] | Any = self._before[kind]
         if self._asked is not None or not self._folders:
-            if callable(before):
-                before(kind, frame)
+            self.restore()
+            signal.raise_signal(kind)
             return
         self._asked = kind
+        self._late = threading.Timer(self._grace_s, os.kill, (os.getpid(), kind))
+        self._late.daemon = True
+        self._late.start()
         for folder in self._folders:
             (folder / STOP).touch()
         say(f"{signal.Signals(kind).name}: saving a checkpoint; a second one ends the training at once")
 
 
 @contextmanager
-def stoppable() -> Iterator[Stopping]:
-    """While the block runs, signals let trainings save first; what one did is then made up for."""
-    stopping = Stopping()
+def stoppable(grace_s: float) -> Iterator[Stopping]:
+    """While the block runs, signals let trainings save first; what one did is then made up for.
+
+    Args:
+        grace_s: a training that has not stopped by then (its workers may never have started) is ended as by a second
+            signal.
+    """
+    stopping = Stopping(grace_s)
     stopping.install()
     try:
         yield stopping

@@ -85,7 +85,9 @@ def _is_study(folder: Path) -> bool:
 
 def _run(experiment: Experiment, folder: Path, began: float | None) -> dict[str, Any]:
     """One training, or one per fold; what a finished one left is its result."""
-    with locked(folder), stoppable() as stopping:
+    # A checkpoint may wait for a disk that is away.
+    grace_s = 60 * (experiment.scaling.storage_minutes + 1)
+    with locked(folder), stoppable(grace_s) as stopping:
         try:
             if experiment.train.folds is None:
                 return _train(experiment, folder, Progress(began or time.time()), stopping)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +20,14 @@ STOP = "stop"
 """A file in the run's folder: whoever makes it asks all workers to save where they stand, and to stop."""
 STACKS = "stacks"
 LOOK_S = 0.2
+LEAVE_S = 10.0
 HUNG = 75
 """Exit code of a worker that stood still."""
+
+
+def is_asked(folder: Path) -> bool:
+    """Whether someone asked the training in `folder` to stop; not while its disk is away."""
+    return os.path.exists(folder / STOP)  # noqa: PTH110  (Path.exists raises where a disk does not answer)
 
 
 class Watch:
@@ -47,7 +54,7 @@ class Watch:
         """What this worker wants of all, before the step at hand is done."""
         self.moved = now = time.monotonic()
         if now - self._looked > LOOK_S:
-            self._looked, self._stopping = now, self._stop.exists()
+            self._looked, self._stopping = now, is_asked(self._stop.parent)
         return Wish(self._stopping, self._due_in_epoch(now), self._busy())
 
     def _due_in_epoch(self, now: float) -> bool:
@@ -89,7 +96,10 @@ def awake(folder: Path, rank: int, limit_s: float, moved: Callable[[], float]) -
 
 
 def _end_here(folder: Path, rank: int, still: float) -> None:
-    """Write down where all threads stand, and leave without waiting for any."""
+    """Write down where all threads stand, and leave without waiting for any, or for a disk that hangs."""
+    late = threading.Timer(LEAVE_S, os._exit, (HUNG,))
+    late.daemon = True
+    late.start()
     file = folder / STACKS / f"{time.strftime('%Y%m%dT%H%M%S')}-rank{rank}.txt"
     try:
         file.parent.mkdir(exist_ok=True)
@@ -97,4 +107,7 @@ def _end_here(folder: Path, rank: int, still: float) -> None:
             faulthandler.dump_traceback(stream, all_threads=True)
         note(folder, f"worker {rank} has not moved for {still:.0f} s and is ended; where it stood: {file}")
     finally:
+        # A training alone in its process has nobody who reads its notes by then.
+        sys.stderr.write(f"worker {rank} has not moved for {still:.0f} s; the same command goes on; see {file}\n")
+        sys.stderr.flush()
         os._exit(HUNG)

@@ -27,7 +27,7 @@ from medray.training.keeper import Keeper, describe
 from medray.training.learner import Learner
 from medray.training.loop import EpochDone, Finished, NonFiniteLoss, StepDone, Stopped, Trained, fit
 from medray.training.notes import note
-from medray.training.watch import Watch, awake
+from medray.training.watch import Watch, awake, is_asked
 from medray.training.world import World
 from medray.types import Array
 
@@ -100,6 +100,10 @@ def work(
         NonFiniteLoss, OutOfMemory, StorageError: with what a person needs to know.
     """
     times = {"at/worker": time.time()}
+    if world.any(is_asked(folder)):
+        return False
+    if world.rank == 0:
+        checkpoint.clear_partial(folder)
     place = start or _newest(folder, world)
     saved = None if place is None else checkpoint.load(place)
     if saved is not None and FINISHED in saved.shared.values:
@@ -115,7 +119,7 @@ def work(
     keeper = Keeper(folder, world, 60 * experiment.scaling.storage_minutes)
     worker = _Worker(learner, keeper, listener, folder, times)
     try:
-        with awake(folder, world.rank, 60 * experiment.scaling.hang_minutes, lambda: worker.watch.moved):
+        with awake(folder, world.rank, 60 * experiment.scaling.hang_minutes, worker.moved):
             return worker.run()
     except Exception as error:
         if memory.ran_out(error):
@@ -139,6 +143,10 @@ class _Worker:
         rhythm = rhythm_of(learner.experiment.train.checkpoint_every)
         self.watch = Watch(folder, learner, rhythm, lambda: keeper.busy)
         self.trained: tuple[State, State] | None = None
+
+    def moved(self) -> float:
+        """When it moved last; while a checkpoint is on its way to the disk, the keeper's patience counts, not this."""
+        return time.monotonic() if self.keeper.busy else self.watch.moved
 
     def run(self) -> bool:
         """Whether the training came to its end."""
@@ -184,7 +192,8 @@ class _Worker:
         self.keeper.wait()
         self.keeper.save(checkpoint.name_of(self.learner.step), *(self.trained or state.take(self.learner)))
         self.keeper.insist()
-        note(self.folder, f"stopped after step {self.learner.step} (epoch {self.learner.epoch + 1}); all is saved")
+        if self.learner.world.rank == 0:
+            note(self.folder, f"stopped after step {self.learner.step} (epoch {self.learner.epoch + 1}); all is saved")
 
     def _finish(self, event: Finished) -> None:
         """Keep the last checkpoint, with all that `collect` reads; older ones make room for it where there is none."""
@@ -208,11 +217,10 @@ class _Worker:
 
 
 def _newest(folder: Path, world: World) -> Path | None:
-    """The newest whole checkpoint, as rank 0 found it; what unfinished writers left is cleared away."""
+    """The newest whole checkpoint, as rank 0 found it."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     step = NOTHING
     if world.rank == 0:
-        checkpoint.clear_partial(folder)
         place = checkpoint.newest(folder, lambda line: note(folder, line))
         if place is not None:
             step = LAST if place.name == FINISHED else int(checkpoint.step_of(place))

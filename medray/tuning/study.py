@@ -15,6 +15,7 @@ from medray import cluster
 from medray.cluster import Allotment
 from medray.config import ConfigError, Experiment, load, nearest
 from medray.pipeline.prepare import Prepared, prepare
+from medray.training.checkpoint import StorageError
 from medray.training.folder import EXPERIMENT, RESULT, RUNS, RunNotFound, interrupted, locked, new_folder, write_whole
 from medray.training.goal import measured_by, monitor_of, monitor_sign, task_of
 from medray.training.progress import say
@@ -118,6 +119,8 @@ def _run(experiment: Experiment, space: Space, points: list[Drawn] | None, folde
             tuner = _tuner(study, space, proposals, concurrent, watch)
             if tuner is not None:
                 cluster.aside(tuner.fit)
+        if short := next((trial.error for trial in proposals.trials.values() if trial.short_of_disk), ""):
+            raise StorageError(f"{short.partition(': ')[2]}; with room made, the same command goes on")
         result = conclude(study, space, proposals.trials, signs, mirror)
     except BaseException as error:
         mirror.abandon("FAILED" if isinstance(error, Exception) else "KILLED")
@@ -187,7 +190,7 @@ def _proposals(study: Study, space: Space, points: list[Drawn] | None, signs: di
         None if minutes is None else 60 * minutes - spent(folder),
         memory,
         points,
-        [index for index, trial in trials.items() if not trial.ended],
+        [index for index, trial in trials.items() if not trial.ended or trial.short_of_disk],
     )
 
 

@@ -131,7 +131,12 @@ class TrialListener:
     def wants(self, epoch: int) -> bool:
         """Whether the scheduler can pause the trial after this epoch, or hand its weights on."""
         scheduler = self._study.experiment.tune.scheduler
-        return scheduler == "hyperband" or (scheduler == "pbt" and epoch % grace_of(self._study.experiment) == 0)
+        # Weights that were taken over are kept with the first word of them, or a restart would go on with its own.
+        return (
+            bool(self._inherited)
+            or scheduler == "hyperband"
+            or (scheduler == "pbt" and epoch % grace_of(self._study.experiment) == 0)
+        )
 
     def epoch(self, row: Mapping[str, float | None], place: Path | None = None) -> None:
         """Report an epoch: `score` is the best monitored value so far, more being better."""

@@ -20,7 +20,7 @@ from medray.training.folder import write_whole
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 TRIALS = "trials"
 RECORD = "trial.json"
-SPEAKS_FREELY = ("NonFiniteLoss", "ConfigError", "OutOfMemoryError")
+SPEAKS_FREELY = ("NonFiniteLoss", "ConfigError", "OutOfMemory")
 """Errors whose messages tell of settings and memory alone."""
 MEASURED = "measured/"
 WORST = -1e30
@@ -55,6 +55,11 @@ class Trial:
         """The error as it may leave this machine: a message that can name cases or paths is its kind alone."""
         kind = self.error.partition(":")[0]
         return self.error if kind in SPEAKS_FREELY or ":" not in self.error.partition(";")[0] else kind
+
+    @property
+    def short_of_disk(self) -> bool:
+        """Whether it failed for want of room on a disk: with room made it goes on."""
+        return self.state == "failed" and self.error.startswith("StorageError: ")
 
     @property
     def ended(self) -> bool:

@@ -160,7 +160,7 @@ class Watch(Callback):  # type: ignore[misc]
             self._handed[index] = dict(trial.config["settings"])
         if before.state == "running":
             return
-        now = self._write(index, state="running", measured={})
+        now = self._write(index, state="running", measured={}, error="")
         if before.state == "waiting":
             self._progress.event(index, f"starts: {describe(now.settings)}")
 

@@ -201,6 +201,13 @@ def test_broken_off_again_and_again_it_comes_to_the_same_end(
     assert_same(tmp_path, unbroken)
 
 
+def test_asked_to_stop_before_it_starts_it_does_not(image_folder: Path, stores: Path, tmp_path: Path) -> None:
+    (tmp_path / "stop").touch()
+    experiment = three_epochs(image_folder)
+    assert not work(experiment, prepare(experiment, stores), World(), tmp_path, Listener(1))
+    assert checkpoint.whole(tmp_path) == []
+
+
 @pytest.mark.parametrize("at", [2, 4, 5, 12])
 def test_asked_to_stop_it_saves_where_it_stands(
     image_folder: Path, stores: Path, tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch, at: int

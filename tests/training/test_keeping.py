@@ -108,6 +108,28 @@ def test_a_disk_that_stays_away_is_said_and_ends_what_must_be_kept(tmp_path: Pat
         keeper.insist()
 
 
+def test_no_checkpoint_is_made_before_the_rows_that_a_disk_did_not_take(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, answers = journal.append, [False, False, True]
+
+    def sometimes(file: Path, row: dict[str, float | None]) -> None:
+        if not (answers.pop(0) if answers else True):
+            raise OSError(errno.EIO, "away")
+        append(file, row)
+
+    monkeypatch.setattr(journal, "append", sometimes)
+    monkeypatch.setattr(keeper, "_patience_s", 0.0)
+    for epoch in (1, 2):
+        keeper.row({"epoch": float(epoch)})
+    with pytest.raises(StorageError, match="the journal cannot be written"):
+        keeper.wait()
+    keeper.save("step-00000002", shared(2), OWN)
+    keeper.insist()
+    assert [row["epoch"] for row in journal.epochs(tmp_path / journal.JOURNAL)] == [1, 2]
+    assert names(tmp_path) == ["step-00000002"]
+
+
 def test_a_full_disk_costs_the_new_checkpoint_and_never_the_old(
     keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,7 +127,7 @@ STOPPABLE = """
     def ended(*_): sys.exit(75)
     signal.signal(signal.SIGTERM, ended)
     folder = Path(sys.argv[1])
-    with stoppable() as stopping:
+    with stoppable(float(sys.argv[3]) if sys.argv[3:] else 60) as stopping:
         with stopping.guarded(folder):
             print("ready", flush=True)
             while not (folder / "stop").exists() or sys.argv[2] == "deaf":
@@ -159,6 +159,15 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         assert "saving a checkpoint" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 75
+        assert process.stdout.read() == ""
+
+
+def test_a_training_that_does_not_stop_is_ended(tmp_path: Path) -> None:
+    with python(STOPPABLE, str(tmp_path), "deaf", "0.5") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 75
         assert process.stdout.read() == ""

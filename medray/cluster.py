@@ -30,6 +30,8 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     # Under `uv run` Ray would otherwise upload the working folder and start every worker through uv.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Pages of a lost node's inner state; who was lost is said in a line of our own.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": r"A worker died or was killed|\[state-dump\]|has been marked dead|RayletClient",
     # Relative paths keep their meaning in workers, and a worker's print appears once.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

@@ -204,11 +204,10 @@ def require_room(folder: Path, need: int) -> None:
     """Refuse to write what the disk has no room for.
 
     Raises:
-        OSError: ENOSPC, with the path and the free bytes.
+        OSError: ENOSPC.
     """
-    free = shutil.disk_usage(folder).free
-    if free < need + SPARE_BYTES:
-        raise OSError(errno.ENOSPC, f"needs {need / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free", str(folder))
+    if shutil.disk_usage(folder).free < need:
+        raise OSError(errno.ENOSPC, f"no room, it takes {need / 2**20:.1f} MiB", str(folder))
 
 
 def write_synced(file: Path, text: str) -> None:

@@ -14,13 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial as partial_
 from pathlib import Path
 
 import torch
 
 from medray.tracking import journal
 from medray.training import checkpoint
-from medray.training.checkpoint import CHECKPOINTS, State, StorageError
+from medray.training.checkpoint import CHECKPOINTS, FINISHED, State, StorageError
 from medray.training.notes import note
 from medray.training.world import World
 
@@ -42,7 +43,7 @@ class Keeper:
         self._saving: Future[Path] | None = None
         self._rows = deque[Mapping[str, float | None]]()
         self._writing: Future[None] | None = None
-        self._complained = False
+        self._complained = set[str]()
         self._closing = threading.Event()
 
     @property
@@ -54,7 +55,7 @@ class Keeper:
         """Add a row to the run's journal, from rank 0."""
         if self._world.rank == 0:
             self._rows.append(row)
-            self._writing = self._pool.submit(self._persist, self._write_rows, "the journal")
+            self._writing = self._pool.submit(self._persist, self._write_rows, "the journal", self._folder)
 
     def _write_rows(self) -> None:
         """Write the rows that wait, in order; one that fails stays, and those after it."""
@@ -107,7 +108,7 @@ class Keeper:
         self._closing.set()
         self._pool.shutdown(wait=True)
 
-    def _persist(self, act: Callable[[], None], what: str, fragile: bool = False) -> None:
+    def _persist(self, act: Callable[[], None], what: str, where: Path, fragile: bool = False) -> None:
         """Do `act`, again and again while the disk is away; where it is full, a checkpoint is given up at once."""
         begun, pause = time.monotonic(), FIRST_PAUSE_S
         while True:
@@ -116,30 +117,32 @@ class Keeper:
             except OSError as error:
                 full = error.errno in FULL
                 if (full and fragile) or time.monotonic() - begun > self._patience_s or self._closing.is_set():
-                    self._complain(what, error, "it is given up, and what was kept before stays")
-                    raise StorageError(describe(self._folder, what, error)) from error
-                self._complain(what, error, f"trying again for {self._patience_s:.0f} s; the training goes on")
+                    self._complain(what, describe(where, what, error), "it is given up, what was kept before stays")
+                    raise StorageError(describe(where, what, error)) from error
+                again = f"trying again for {self._patience_s:.0f} s; the training goes on"
+                self._complain(what, describe(where, what, error), again)
                 self._closing.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
                 self._recovered(what)
                 return
 
-    def _complain(self, what: str, error: OSError, consequence: str) -> None:
-        if not self._complained:
-            note(self._folder, f"warning: {describe(self._folder, what, error)}; {consequence}")
-        self._complained = True
+    def _complain(self, what: str, problem: str, consequence: str) -> None:
+        if what not in self._complained:
+            note(self._folder, f"warning: {problem}; {consequence}")
+        self._complained.add(what)
 
     def _recovered(self, what: str) -> None:
-        if self._complained:
-            note(self._folder, f"the disk takes what is written again ({what})")
-        self._complained = False
+        if what in self._complained:
+            note(self._folder, f"{what} can be written again")
+        self._complained.discard(what)
 
     def _saved(self, name: str, shared: State, own: State) -> Path:
         """The whole checkpoint, written as often as it takes; no half one is left where it could not be."""
         partial = self._folder / CHECKPOINTS / f"{name}.{self._start}.partial"
         try:
-            self._persist(lambda: self._save(partial, name, shared, own), f"checkpoint {name}", fragile=True)
+            act = partial_(self._save, partial, name, shared, own)
+            self._persist(act, "the checkpoint", partial.parent, fragile=True)
         except BaseException:
             self._give_up(partial)
             raise
@@ -153,7 +156,9 @@ class Keeper:
                 if old != partial:
                     shutil.rmtree(old, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
-        checkpoint.require_room(partial, own.bytes + (shared.bytes if rank == 0 else 0))
+        # The last one may take what is left.
+        spare = 0 if name == FINISHED else checkpoint.SPARE_BYTES
+        checkpoint.require_room(partial, spare + own.bytes + (shared.bytes if rank == 0 else 0))
         part = f"rank-{rank:04d}"
         named = State({f"{part}/{key}": tensor for key, tensor in own.tensors.items()}, own.values)
         sums = checkpoint.write(partial, named, part)
@@ -204,13 +209,13 @@ class Keeper:
             return
 
 
-def describe(folder: Path, what: str, error: OSError) -> str:
+def describe(where: Path, what: str, error: OSError) -> str:
     """What a person needs to know of a disk that does not take what is written."""
     try:
-        free = f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
+        free = f"{shutil.disk_usage(where).free / 2**20:.1f} MiB are free"
     except OSError:
         free = "the folder cannot be reached"
-    return f"{what} cannot be written to {folder}: {error.strerror or error}; {free}"
+    return f"{what} cannot be written to {where}: {error.strerror or error}; {free}"
 
 
 def _check_finite(shared: State) -> None:

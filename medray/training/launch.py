@@ -107,7 +107,7 @@ class Losses(UserCallback):  # type: ignore[misc]
         # Those who were left behind only say that nobody answers them.
         gone = {rank: error for rank, error in worker_exceptions.items() if type(error).__name__ == GONE}
         for rank, error in (gone or worker_exceptions).items():
-            why = "its process was killed, or its node is gone" if gone else cause(error)[:300]
+            why = "its process was killed, or its node is gone" if gone else _short(cause(error))
             note(self.folder, f"worker {rank} was lost: {why}")
         if any(_has(error, OutOfMemoryError) for error in worker_exceptions.values()):
             self.killed_for_memory += 1
@@ -155,6 +155,12 @@ def cause(error: BaseException) -> str:
     while found.__cause__ is not None:
         found = found.__cause__
     return f"{type(found).__name__}: {found}"
+
+
+def _short(text: str) -> str:
+    """The words of gloo and NCCL for a neighbour that does not answer are long, and name no one."""
+    alone = any(word in text for word in ("Connection closed by peer", "Connection reset", "NCCL", "gloo"))
+    return "a process beside it was killed, or a node is gone" if alone else text[:300]
 
 
 def _has(error: BaseException | None, kind: type[BaseException]) -> bool:

@@ -51,10 +51,8 @@ def train(experiment: Experiment, began: float | None = None, new: bool = False)
     """
     folder = None if new else interrupted(experiment, lambda found: not _is_study(found))
     if folder is None:
-        folder = new_folder(experiment)
-    else:
-        say(f"going on with run {folder.name}, which was interrupted (--new begins another)")
-    return _run(experiment, folder, began)
+        return _run(experiment, new_folder(experiment), began)
+    return _run(experiment, folder, began, "going on with a run that was interrupted (--new begins another)")
 
 
 def resume(name: str, began: float | None = None) -> dict[str, Any]:
@@ -83,11 +81,13 @@ def _is_study(folder: Path) -> bool:
     return (folder / "trials").is_dir()
 
 
-def _run(experiment: Experiment, folder: Path, began: float | None) -> dict[str, Any]:
+def _run(experiment: Experiment, folder: Path, began: float | None, word: str = "") -> dict[str, Any]:
     """One training, or one per fold; what a finished one left is its result."""
     # A checkpoint may wait for a disk that is away.
     grace_s = 60 * (experiment.scaling.storage_minutes + 1)
     with locked(folder), stoppable(grace_s) as stopping:
+        if word:
+            say(word)
         try:
             if experiment.train.folds is None:
                 return _train(experiment, folder, Progress(began or time.time()), stopping)

@@ -237,10 +237,11 @@ def _require_room(learner: Learner, folder: Path) -> None:
     copies = 2 + (learner.averaged is not None) + STATES[learner.experiment.optimizer.name]
     weights = sum(tensor.nbytes for tensor in learner.network.state_dict().values())
     missing = checkpoint.KEPT + 1 - len(checkpoint.whole(folder))
+    place = folder / CHECKPOINTS
     try:
-        checkpoint.require_room(folder, copies * weights * max(1, missing))
+        checkpoint.require_room(place, copies * weights * max(1, missing) + checkpoint.SPARE_BYTES)
     except OSError as error:
-        raise StorageError(describe(folder, f"checkpoints ({checkpoint.KEPT} and one on its way)", error)) from error
+        raise StorageError(describe(place, f"checkpoints ({checkpoint.KEPT} and one on its way)", error)) from error
 
 
 def collect(folder: Path) -> Outcome:

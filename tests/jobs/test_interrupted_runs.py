@@ -67,7 +67,8 @@ def test_the_same_command_goes_on_and_comes_to_the_same_end(
     code, found = run("train", experiment)
     assert code == 0
     said = capsys.readouterr().err
-    assert f"going on with run {broken.name}, which was interrupted" in said
+    assert "going on with a run that was interrupted (--new begins another)" in said
+    assert f"run {broken.name} in {broken}" in said
     assert "going on after step" in said
     assert (found["run"], found["tracked"], found["model"]) == (broken.name, True, "tiny/1")
     code, other = run("train", experiment)

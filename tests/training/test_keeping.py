@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from medray.tracking import journal
 from medray.training import checkpoint
@@ -95,7 +96,7 @@ def test_a_disk_that_is_away_costs_nothing_and_nobody_waits_for_it(tmp_path: Pat
     keeper.insist()
     assert names(tmp_path / "run") == ["step-00000001"]
     assert [row["epoch"] for row in journal.epochs(tmp_path / "run" / journal.JOURNAL)] == [1]
-    assert "takes what is written again" in (tmp_path / "run" / "notes.txt").read_text()
+    assert "can be written again" in (tmp_path / "run" / "notes.txt").read_text()
 
 
 def test_a_disk_that_stays_away_is_said_and_ends_what_must_be_kept(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_a_full_disk_costs_the_new_checkpoint_and_never_the_old(
     monkeypatch.setattr(checkpoint, "commit", full)
     keeper.save("step-00000002", shared(2), OWN)
     begun = time.monotonic()
-    with pytest.raises(StorageError, match=r"step-00000002 cannot be written to .*No space left.*MiB are free"):
+    with pytest.raises(StorageError, match=r"the checkpoint cannot be written to .*No space left.*MiB are free"):
         keeper.insist()
     assert time.monotonic() - begun < 3
     assert names(tmp_path) == ["step-00000001"]
@@ -158,7 +159,7 @@ def test_room_is_looked_for_before_it_is_taken(keeper: Keeper, monkeypatch: pyte
     monkeypatch.setattr(checkpoint, "SPARE_BYTES", 1 << 62)
     monkeypatch.setattr(checkpoint, "write", lambda *_: pytest.fail("it was begun"))
     keeper.save("step-00000001", shared(1), OWN)
-    with pytest.raises(StorageError, match=r"needs 0.0 MiB, \d+.\d MiB are free"):
+    with pytest.raises(StorageError, match=r"no room, it takes 4398046511104.0 MiB; \d+.\d MiB are free"):
         keeper.insist()
 
 
@@ -172,14 +173,36 @@ def test_no_checkpoint_holds_a_nan(keeper: Keeper, tmp_path: Path, value: float)
     assert names(tmp_path) == []
 
 
-def test_the_same_step_again_changes_nothing(keeper: Keeper, tmp_path: Path) -> None:
+def test_the_same_step_again_takes_the_place_of_the_first(keeper: Keeper, tmp_path: Path) -> None:
+    """A validation, or another trial's weights, may lie between."""
+    for value in (1, 2):
+        keeper.save("step-00000001", shared(value), OWN)
+        keeper.insist()
+    assert checkpoint.load(tmp_path / "checkpoints" / "step-00000001").shared.values == {"step": 2}
+    assert [place.name for place in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_errors_of_the_disk_below_safetensors_are_errors_of_the_disk(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    keeper.save("step-00000001", shared(1), OWN)
+    with pytest.raises(StorageError, match="No space left on device"):
+        keeper.insist()
+    assert names(tmp_path) == []
+
+
+def test_what_a_killed_writer_left_is_cleared_away(keeper: Keeper, tmp_path: Path) -> None:
     keeper.save("step-00000001", shared(1), OWN)
     keeper.insist()
-    before = (tmp_path / "checkpoints" / "step-00000001" / "SHA256SUMS").stat().st_ino
-    Keeper(tmp_path, World(), 5.0).save("step-00000001", shared(1), OWN)
-    keeper.save("step-00000001", shared(1), OWN)
-    keeper.insist()
-    assert (tmp_path / "checkpoints" / "step-00000001" / "SHA256SUMS").stat().st_ino == before
+    for name in ("step-00000002.abcd.partial", "step-00000003", "step-00000004.corrupt"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    checkpoint.clear_partial(tmp_path)
+    left = sorted(place.name for place in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-00000001", "step-00000004.corrupt"]
 
 
 def test_what_a_run_goes_on_without_is_forgotten(keeper: Keeper, tmp_path: Path) -> None:

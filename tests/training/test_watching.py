@@ -211,16 +211,16 @@ def test_the_same_experiment_finds_its_interrupted_run(home: Path, tmp_path: Pat
 
     assert interrupted(mine, any_kind) is None
     first = new_folder(mine)
-    os.utime(first, (1, 1))
+    os.utime(first / folders.EXPERIMENT, (1, 1))
     second = new_folder(mine)
     assert first.parent == home / "runs"
     assert interrupted(mine, any_kind) == second
     assert interrupted(mine, lambda folder: folder == first) == first
     assert interrupted(other, any_kind) is None
-    (second / folders.FAILURE).touch()
-    assert interrupted(mine, any_kind) == first
-    (first / folders.RESULT).touch()
-    assert interrupted(mine, any_kind) is None
+    (second / folders.FAILURE).write_text("StorageError: the disk was full")
+    assert interrupted(mine, any_kind) == second
+    (second / folders.FAILURE).write_text("NonFiniteLoss: at step 3")
+    assert interrupted(mine, any_kind) is None, "nor is one that was left for it gone on with"
 
 
 @pytest.mark.parametrize(

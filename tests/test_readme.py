@@ -47,7 +47,9 @@ SOMEWHERE_ELSE = {
     "curl http://127.0.0.1:8000/metrics": "jobs/test_serving_commands.py::test_several_models",
     "uv run pytest -m slow": "this run",
     "uv run jobs/train.py my.yaml": "jobs/test_interrupted_runs.py::test_the_same_command_goes_on",
-    "uv run jobs/train.py my.yaml scaling.workers=[2,8]": "chaos/test_chaos_of_workers.py::test_a_lost_node_is_replaced_and_without_another_the_run_shrinks",
+    "uv run jobs/train.py my.yaml scaling.workers=[2,8]": (
+        "chaos/test_chaos_of_workers.py::test_a_lost_node_is_replaced_and_without_another_the_run_shrinks"
+    ),
     "uv run medray sync": "jobs/test_sync_verb.py::test_all_that_is_missing_is_delivered_once",
     "uv run jobs/benchmark.py faults": "jobs/test_bench_verb.py::test_the_job_is_there",
 }

@@ -104,6 +104,7 @@ def work(
         return False
     if world.rank == 0:
         checkpoint.clear_partial(folder)
+    _require_shared(folder, world)
     place = start or _newest(folder, world)
     saved = None if place is None else checkpoint.load(place)
     if saved is not None and FINISHED in saved.shared.values:
@@ -216,9 +217,22 @@ class _Worker:
         self.listener.finished(event.metrics)
 
 
+def _require_shared(folder: Path, world: World) -> None:
+    """Refuse to train where a worker would keep its part of a checkpoint on a disk of its own."""
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    mark = folder / CHECKPOINTS / f"{world.agreed_token()}.mark"
+    if world.rank == 0:
+        mark.touch()
+    world.any(False)  # all wait for it
+    blind = world.any(not mark.exists())
+    if world.rank == 0:
+        mark.unlink(missing_ok=True)
+    if blind:
+        raise ConfigError([f"{folder} is not the same on all nodes: MEDRAY_HOME must lie on a disk that they share"])
+
+
 def _newest(folder: Path, world: World) -> Path | None:
     """The newest whole checkpoint, as rank 0 found it."""
-    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     step = NOTHING
     if world.rank == 0:
         place = checkpoint.newest(folder, lambda line: note(folder, line))

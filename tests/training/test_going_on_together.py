@@ -15,7 +15,7 @@ import torch
 from test_going_on import Listener, assert_same, three_epochs, untimed
 from torch import distributed, multiprocessing
 
-from medray.config import Experiment, override
+from medray.config import ConfigError, Experiment, override
 from medray.pipeline.prepare import Prepared, prepare
 from medray.training import checkpoint, loop, watch
 from medray.training.keeper import Keeper
@@ -104,12 +104,18 @@ def shrunk(experiment: Experiment, prepared: Prepared, world: World, folder: Pat
         work(steady(experiment), prepared, world, folder / "shrunk", Listener(6))
 
 
+def unshared(experiment: Experiment, prepared: Prepared, world: World, folder: Path) -> None:
+    """Each worker has a disk of its own."""
+    with pytest.raises(ConfigError, match="MEDRAY_HOME must lie on a disk that they share"):
+        work(experiment, prepared, world, folder / "unshared" / str(world.rank), Listener())
+
+
 def steady(experiment: Experiment) -> Experiment:
     """Nothing in it depends on how a batch is shared."""
     return override(experiment, {"network.dropout": 0.0, "network.norm": "none", "train.checkpoint_every": "5 steps"})
 
 
-CASES: tuple[Case, ...] = (unbroken, broken, stopped, spoilt, short, shrunk)
+CASES: tuple[Case, ...] = (unbroken, broken, stopped, spoilt, short, shrunk, unshared)
 
 
 def _worker(rank: int, size: int, port: int, experiment: Experiment, prepared: Prepared, folder: Path) -> None:

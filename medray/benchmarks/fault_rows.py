@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medray.benchmarks.victim import Recovery, Training
+from medray.benchmarks.victim import PATIENCE_S, SLOWEST_EPOCH_S, Recovery, Training
 
 EPOCHS = 12
 
@@ -57,7 +57,7 @@ class Bench:
         size = workers, epochs
         if size not in self._clean:
             with self.training(f"clean-{workers}-{epochs}", workers, epochs=epochs) as run:
-                run.end()
+                run.end(timeout_s=PATIENCE_S + SLOWEST_EPOCH_S * epochs)
             self._clean[size] = run
         return self._clean[size]
 

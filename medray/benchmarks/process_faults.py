@@ -9,7 +9,7 @@ from dataclasses import replace
 from medray.benchmarks import strikes
 from medray.benchmarks.fault_rows import Bench, Row
 from medray.benchmarks.nodes import nodes
-from medray.benchmarks.victim import NotRecovered, Training
+from medray.benchmarks.victim import PATIENCE_S, SLOWEST_EPOCH_S, NotRecovered, Training
 from medray.training.folder import FAILURE
 
 PAUSE_S = (5.0, 10.0)
@@ -42,13 +42,13 @@ def hang(bench: Bench) -> Row:
 def kills(bench: Bench) -> Row:
     """SIGKILL to a worker, again and again."""
     pace = bench.clean(2).rows()[-1]["epoch_s"]
-    epochs = math.ceil(bench.kills * 1.5 * PAUSE_S[1] / pace) + 4
+    epochs = math.ceil(bench.kills * 1.2 * PAUSE_S[1] / pace) + 4
     with bench.training("kills", 2, epochs=epochs) as run:
         recoveries = []
         for _ in range(bench.kills):
             run.advance()
             recoveries.append(run.recover(strikes.later(strikes.kill_worker, PAUSE_S)))
-        run.end()
+        run.end(timeout_s=PATIENCE_S + SLOWEST_EPOCH_S * epochs)
     how = f"SIGKILL to one of 2 workers, {PAUSE_S[0]:g} to {PAUSE_S[1]:g} s after each recovery"
     return bench.row(run, f"{bench.kills} kills in one run", how, recoveries, bench.clean(2, epochs))
 

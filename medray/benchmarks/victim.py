@@ -24,6 +24,7 @@ from medray.tracking import journal
 from medray.training import checkpoint, handover, notes
 
 PATIENCE_S = 240.0
+SLOWEST_EPOCH_S = 10.0
 POLL_S = 0.05
 BATCH, STEPS = 32, 44
 """Steps of an epoch are those of 1400 cases."""

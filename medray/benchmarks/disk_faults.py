@@ -51,12 +51,12 @@ def spoilt(bench: Bench) -> Row:
 
 
 def full(bench: Bench) -> Row:
-    """The disk is full from the second checkpoint on."""
+    """The disk is full from the second checkpoint on; with two kept, the last one would take the place of the older."""
     how = f"a disk of {DISK_MB} MiB is filled, until the command has ended; then the same command again"
     if not disks.may_mount():
         return Row("the disk is full", how, found="mounting is not allowed here")
     clean = bench.clean(1)
-    with bench.training("full", 1) as run:
+    with bench.training("full", 1, "train.checkpoint_every=40 steps") as run:
         place = run.folder / CHECKPOINTS
         with disks.small_disk(place, DISK_MB):
             run.advance()

@@ -8,14 +8,13 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from medray.benchmarks.loop import FAMILIES, SETTINGS
 from medray.benchmarks.ratio import compare, show
 from medray.config import load
 from medray.pipeline.prepare import prepare
-from medray.training.worker import work
+from medray.training.worker import Quiet, work
 from medray.training.world import World
 
 WARM_STEPS = 3
@@ -25,7 +24,7 @@ class Enough(Exception):
     """The time is over."""
 
 
-class Clock:
+class Clock(Quiet):
     """Counts the steps of so many seconds, the first ones left out."""
 
     def __init__(self, seconds: float) -> None:
@@ -40,16 +39,6 @@ class Clock:
             self._begun = time.perf_counter()
         elif self._steps > 0 and time.perf_counter() - self._begun > self._seconds:
             raise Enough
-
-    def wants(self, epoch: int) -> bool:  # noqa: ARG002
-        """No checkpoint."""
-        return False
-
-    def epoch(self, row: Mapping[str, float | None], place: Path | None) -> None:
-        """Nothing."""
-
-    def finished(self, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
 
     @property
     def speed(self) -> float:

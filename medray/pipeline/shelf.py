@@ -113,7 +113,7 @@ def _keep(folder: Path, refs: Sequence[CaseRef], fill: Callable[[Path], Sequence
             # By content, too: what `medray erase` finds a person by.
             "sources": sorted(file_hashes(_files(refs), folder.parent / HASHES).values()),
         }
-        _write_synced(partial_folder / INDEX, json.dumps(index))
+        write_synced(partial_folder / INDEX, json.dumps(index))
         shutil.rmtree(folder, ignore_errors=True)
         partial_folder.rename(folder)
     except OSError as error:
@@ -163,7 +163,8 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
-def _write_synced(file: Path, text: str) -> None:
+def write_synced(file: Path, text: str) -> None:
+    """Write a small file; the disk has it when this returns."""
     with file.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()

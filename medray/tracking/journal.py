@@ -51,13 +51,19 @@ def read(file: Path, start: int = 0) -> tuple[list[Row], int]:
 
     A line that was cut off, and closed by the writer after it, is left out.
     """
+    lines, end = whole_lines(file, start)
+    return [row for line in lines if (row := _parsed(line)) is not None], end
+
+
+def whole_lines(file: Path, start: int) -> tuple[list[bytes], int]:
+    """The whole lines from byte `start`, and the byte where the next reading begins."""
     if not file.is_file():
         return [], start
     with file.open("rb") as stream:
         stream.seek(start)
         text = stream.read()
     whole = text[: text.rfind(b"\n") + 1]
-    return [row for line in whole.splitlines() if (row := _parsed(line)) is not None], start + len(whole)
+    return whole.splitlines(), start + len(whole)
 
 
 def _parsed(line: bytes) -> Row | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 
 from medray.cluster import Allotment
@@ -11,26 +10,16 @@ from medray.config import Experiment
 from medray.pipeline.prepare import Prepared
 from medray.training.folder import FAILURE, Interrupted, write_whole
 from medray.training.progress import show_steps
-from medray.training.worker import FINAL, Outcome, collect, work
+from medray.training.worker import FINAL, Outcome, Quiet, collect, work
 from medray.training.world import World, device_of, set_threads
 
 
-class Screen:
+class Screen(Quiet):
     """Shows how far an epoch is, on a terminal; the rest of the progress follows the journal."""
 
     def step(self, done: int, epoch: int) -> None:
         """A bar on a terminal, nothing elsewhere."""
         show_steps(done, epoch)
-
-    def wants(self, epoch: int) -> bool:  # noqa: ARG002
-        """No checkpoint."""
-        return False
-
-    def epoch(self, row: Mapping[str, float | None], place: Path | None) -> None:
-        """Nothing: who follows the journal says it."""
-
-    def finished(self, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
 
 
 def train_alone(experiment: Experiment, prepared: Prepared, folder: Path, allotment: Allotment) -> Outcome:

@@ -28,6 +28,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from medray.pipeline.shelf import write_synced
+
 CHECKPOINTS = "checkpoints"
 FINISHED = "finished"
 SUMS = "SHA256SUMS"
@@ -208,14 +210,6 @@ def require_room(folder: Path, need: int) -> None:
     """
     if shutil.disk_usage(folder).free < need:
         raise OSError(errno.ENOSPC, f"no room, it takes {need / 2**20:.1f} MiB", str(folder))
-
-
-def write_synced(file: Path, text: str) -> None:
-    """Write a small file; the disk has it when this returns."""
-    with file.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _is_checkpoint(place: Path) -> bool:

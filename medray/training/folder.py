@@ -19,6 +19,8 @@ EXPERIMENT = "experiment.yaml"
 FAILURE = "failure.txt"
 """Why a run came to an end that another start would come to as well."""
 LOCK = "lock"
+TRIALS = "trials"
+"""In the folder of a search."""
 
 
 class RunLocked(RuntimeError):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from medray.pipeline.shelf import write_synced
 from medray.tracking import journal
 from medray.training import checkpoint
 from medray.training.checkpoint import CHECKPOINTS, FINISHED, State, StorageError
@@ -180,7 +181,7 @@ class Keeper:
         """Leave this worker's sums for rank 0, whole or not at all."""
         text = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
         file = partial / f"rank-{self._world.rank:04d}.sums"
-        checkpoint.write_synced(file.with_suffix(".new"), text)
+        write_synced(file.with_suffix(".new"), text)
         file.with_suffix(".new").rename(file)
 
     def _collect(self, partial: Path) -> dict[str, str]:

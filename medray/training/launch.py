@@ -7,7 +7,6 @@ each report until all workers have brought theirs, and offer only its newest che
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from medray.pipeline.prepare import Prepared
 from medray.training.checkpoint import CHECKPOINTS, FINISHED, StorageError
 from medray.training.folder import FAILURE, Interrupted, write_whole
 from medray.training.notes import note
-from medray.training.worker import FINAL, Outcome, collect, work
+from medray.training.worker import FINAL, Outcome, Quiet, collect, work
 from medray.training.world import joined_world, set_threads
 
 RUN_NAME = "train"
@@ -114,23 +113,6 @@ class Losses(UserCallback):  # type: ignore[misc]
             if self.killed_for_memory >= KILLED_FOR_MEMORY:
                 said = f"OutOfMemory: Ray has ended a worker {self.killed_for_memory} times for the node's memory"
                 write_whole(self.folder / FAILURE, f"{said}; {MEND}")
-
-
-class Quiet:
-    """Says nothing: a job's progress follows its journal."""
-
-    def step(self, done: int, epoch: int) -> None:
-        """Nothing."""
-
-    def wants(self, epoch: int) -> bool:  # noqa: ARG002
-        """No checkpoint."""
-        return False
-
-    def epoch(self, row: Mapping[str, float | None], place: Path | None) -> None:
-        """Nothing."""
-
-    def finished(self, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
 
 
 def train_worker(config: dict[str, Any]) -> None:

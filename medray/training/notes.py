@@ -6,6 +6,8 @@ import contextlib
 import sys
 from pathlib import Path
 
+from medray.tracking import journal
+
 NOTES = "notes.txt"
 
 
@@ -22,10 +24,5 @@ def note(folder: Path, text: str) -> None:
 
 def read(file: Path, start: int = 0) -> tuple[list[str], int]:
     """Whole lines from byte `start`, and the byte where the next reading begins."""
-    if not file.is_file():
-        return [], start
-    with file.open("rb") as stream:
-        stream.seek(start)
-        text = stream.read()
-    lines = text[: text.rfind(b"\n") + 1]
-    return lines.decode("utf-8", errors="replace").splitlines(), start + len(lines)
+    lines, end = journal.whole_lines(file, start)
+    return [line.decode("utf-8", errors="replace") for line in lines], end

@@ -15,10 +15,9 @@ from medray.tracking.line import Line, reason
 from medray.tracking.run import client, tracking_uri
 from medray.training import handover
 from medray.training.delivery import Delivered, Delivery, settle
-from medray.training.folder import EXPERIMENT, RESULT, RUNS, RunLocked, RunNotFound, locked
+from medray.training.folder import EXPERIMENT, RESULT, RUNS, TRIALS, RunLocked, RunNotFound, locked
 from medray.training.progress import say
 
-TRIALS = "trials"
 """In the folder of a search, which delivers itself when it goes on."""
 
 

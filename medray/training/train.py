@@ -20,6 +20,7 @@ from medray.training.folder import (
     EXPERIMENT,
     RESULT,
     RUNS,
+    TRIALS,
     Interrupted,
     RunNotFound,
     interrupted,
@@ -78,7 +79,7 @@ def resume(name: str, began: float | None = None) -> dict[str, Any]:
 
 
 def _is_study(folder: Path) -> bool:
-    return (folder / "trials").is_dir()
+    return (folder / TRIALS).is_dir()
 
 
 def _run(experiment: Experiment, folder: Path, began: float | None, word: str = "") -> dict[str, Any]:

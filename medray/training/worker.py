@@ -58,6 +58,23 @@ class Listener(Protocol):
         """All is done: the metrics of the best weights. The last checkpoint holds them too."""
 
 
+class Quiet:
+    """A listener that hears, wants and says nothing: a job's progress follows its journal."""
+
+    def step(self, done: int, epoch: int) -> None:
+        """Nothing."""
+
+    def wants(self, epoch: int) -> bool:  # noqa: ARG002
+        """No checkpoint."""
+        return False
+
+    def epoch(self, row: Mapping[str, float | None], place: Path | None) -> None:
+        """Nothing."""
+
+    def finished(self, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
     """What a finished training leaves."""

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from medray.tracking import journal
 from medray.tracking.journal import JOURNAL, Row
+from medray.training.folder import TRIALS as TRIALS
 from medray.training.folder import write_whole
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
-TRIALS = "trials"
 RECORD = "trial.json"
 SPEAKS_FREELY = ("NonFiniteLoss", "ConfigError", "OutOfMemory")
 """Errors whose messages tell of settings and memory alone."""

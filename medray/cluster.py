@@ -39,6 +39,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Where a node was just lost Ray may ask for more workers than fit: it is asked again with what there is by then.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    # At the end of a training nothing hangs on it; the default of 30 s would keep a run that was asked to stop.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Its handler would print a trace of SIGTERM, and abort the process 3 s after it.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
@@ -19,6 +20,8 @@ import cyclopts
 from medray.cluster import prepare_environment
 from medray.config import ConfigError
 
+GOODBYE_S = 3.0
+"""How long Ray has for an orderly end."""
 FAILED, USAGE, DATA, PARTIAL, RESUMABLE, INTERRUPTED = 1, 2, 3, 5, 75, 130
 
 
@@ -45,7 +48,10 @@ def run(app: cyclopts.App, arguments: list[str]) -> None:
     with _clean_stdout() as stdout:
         code = answer(app, arguments, stdout)
     if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+        # What is left of a cluster of our own ends with this process.
+        leaving = threading.Thread(target=sys.modules["ray"].shutdown, daemon=True)
+        leaving.start()
+        leaving.join(GOODBYE_S)
     # Threads that libraries leave behind could hold the process for seconds; all is written and closed by now.
     sys.stderr.flush()
     os._exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 EVERY_S = 2.0
 PATIENCE_S = 20.0
 """How long the end of a run waits for an answer of MLflow, or for MLflow to come back after it failed then."""
-LAST_WORD_S = 5.0
-"""The same of a run that broke off."""
+LAST_WORD_S = 4.0
+"""How long one that failed waits for an answer; for one that was asked to stop, all that is done for MLflow."""
 POLL_S = 0.02
 
 
@@ -89,14 +90,16 @@ class LiveRecord:
             return
         if not (self._folder / handover.END).is_file():
             handover.end(self._folder, End(status))
-        self._end(patience_s, 0.0)
+        # Whoever asked a run to stop soon kills what is still there, and its folder keeps all.
+        self._end(patience_s, 0.0, patience_s if status == "KILLED" else math.inf)
 
-    def _end(self, silence_s: float, patience_s: float) -> None:
-        """Let the thread do the last; it is left where it is if MLflow is silent for so long."""
+    def _end(self, silence_s: float, patience_s: float, limit_s: float = math.inf) -> None:
+        """Let the thread do the last; it is left where it is if MLflow is silent for so long, or all takes too long."""
         self._patience_s = patience_s
         self._over.set()
+        deadline = time.monotonic() + limit_s
         while self._thread.is_alive():
-            if self._line.silent(silence_s):
+            if self._line.silent(silence_s) or time.monotonic() > deadline:
                 self._line.hang_up()
                 return
             self._thread.join(POLL_S)

@@ -450,6 +450,23 @@ def test_mlflow_that_takes_a_question_and_says_nothing_holds_up_no_end(
     assert [step for step, *_ in found["history"]["val/auroc"]] == [1]
 
 
+def test_a_run_that_is_to_stop_is_not_held_up_by_what_is_done_for_mlflow(
+    home: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No question is open: the thread may be importing MLflow, or making files."""
+    busy = threading.Event()
+    monkeypatch.setattr(Delivery, "catch_up", lambda *_, **__: busy.wait())
+    folder = begun(home, experiment)
+    record = LiveRecord(experiment, folder, PREPARED)
+    record.open()
+    began = time.monotonic()
+    record.abandon("KILLED", 0.3)
+    assert 0.3 < time.monotonic() - began < 3
+    busy.set()
+    record._thread.join(20)
+    assert not record._thread.is_alive()
+
+
 @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
 def test_a_run_that_breaks_off_says_so_and_goes_on_in_the_same_run(
     home: Path, experiment: Experiment, status: str
@@ -458,6 +475,7 @@ def test_a_run_that_breaks_off_says_so_and_goes_on_in_the_same_run(
     first = LiveRecord(experiment, folder, PREPARED)
     first.open()
     epochs(folder, 1)
+    wait_until((folder / handover.RUN_ID).is_file)
     first.abandon(status)
     assert state(folder, experiment)["status"] == status
     assert steps(folder, experiment) == [1]

@@ -54,7 +54,7 @@ def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: 
     """
     (folder / FAILURE).unlink(missing_ok=True)
     failures = experiment.scaling.max_failures
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         train_worker,
         train_loop_config={"experiment": experiment, "prepared": prepared, "cpus": allotment.cpus, "folder": folder},
         torch_config=TorchConfig(timeout_s=int(60 * experiment.scaling.hang_minutes) + 60),
@@ -80,6 +80,17 @@ def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: 
     if not (folder / CHECKPOINTS / FINISHED).is_dir():
         raise Interrupted(folder)
     return collect(folder)
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's, without processes that start for seconds beside the workers, at each start, and have nothing to do."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = {"DatasetsCallback"}
+        if not cluster.joins_cluster():
+            # A cluster of our own ends with this process, and with it whatever a lost controller would leave.
+            unused.add("PlacementGroupCleanerCallback")
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ not in unused]
 
 
 def _raise_final(folder: Path) -> None:

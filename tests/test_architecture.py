@@ -13,6 +13,7 @@ ROOMS = [
     {"types", "sections"},
     {"config"},
     {"cluster"},
+    {"remote"},
     {"imaging", "networks", "metrics"},
     {"reports", "datasets", "tasks"},
     {"pipeline", "bundle"},
@@ -63,6 +64,7 @@ HEAVY = {
     "onnxruntime": {"inference/export"},
     "onnxscript": {"inference/export"},
     "matplotlib": {"reports"},
+    "fsspec": {"remote"},
     "importlib.import_module": {"config"},
 }
 FORBIDDEN = {"pickle", "torchvision.io", "lightning", "hydra", "gradio", "streamlit"}

@@ -6,6 +6,7 @@ from collections import Counter
 
 from medray.config import load_plugin
 from medray.datasets.files import some
+from medray.remote import here
 from medray.sections.base import DatasetSection
 from medray.types import Dataset, InputError
 
@@ -14,10 +15,11 @@ def scan(cfg: DatasetSection) -> Dataset:
     """References to the cases of a dataset, in a fixed order; no pixel is read.
 
     Raises:
-        ConfigError: wrong settings, or nothing at the path.
+        ConfigError: wrong settings, or nothing at the path; a URL cannot be read.
         InputError: wrong content: `no_cases`, `duplicate_case`, `mixed_targets`, `wrong_target`, `too_few_classes`,
             `empty_class`, or a code of the layout.
     """
+    cfg = here(cfg)
     dataset: Dataset = load_plugin("datasets", cfg.name).scan(cfg)
     _check_cases(dataset)
     if not _is_unlabelled(dataset):

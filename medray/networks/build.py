@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from medray.config import ConfigError, load_plugin
 from medray.networks.layers import families, run_shapes
 from medray.networks.quick import import_torchvision
+from medray.remote import local
 from medray.sections.base import NetworkSection
 from medray.types import InputError, NetworkIO
 
@@ -66,7 +67,7 @@ def build(cfg: NetworkSection, io: NetworkIO, seed: int, known: bool = False) ->
             _check_grid(network, cfg.name, io)
     if cfg.weights is None:
         return Built(network)
-    built = _load(network, cfg.weights)
+    built = _load(network, local(cfg.weights))
     if cfg.freeze:
         _freeze(built)
     return built

@@ -23,6 +23,7 @@ from medray.pipeline.integrity import dataset_files, write_manifest
 from medray.pipeline.survey import Read
 from medray.pipeline.verdict import as_csv, as_page, as_text, headline, printable
 from medray.reports.page import render
+from medray.sections.base import is_remote, url_of
 
 NEUTRAL = ("split={}", "preprocess={}", "augment={}", "dataset.name=auto")
 """What a path alone means: none of the default experiment's own data settings, and whatever layout is there."""
@@ -106,9 +107,9 @@ def experiment_of(data: str, settings: Sequence[str]) -> Experiment:
     path = Path(data).expanduser()
     if path.suffix in (".yaml", ".yml"):
         return load(path, settings)
-    if path.exists():
+    if path.exists() or is_remote(path):
         # As JSON: a path may hold what YAML reads as something else.
-        return load(None, [*NEUTRAL, f"dataset.path={json.dumps(str(path.absolute()))}", *settings])
+        return load(None, [*NEUTRAL, f"dataset.path={json.dumps(_as_setting(path))}", *settings])
     packaged = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
     if data in packaged:
         return load(data, settings)
@@ -116,6 +117,11 @@ def experiment_of(data: str, settings: Sequence[str]) -> Experiment:
     raise ConfigError(
         [f"'{data}' does not exist (looked in {Path.cwd()}), and is no experiment; packaged are: {known}"]
     )
+
+
+def _as_setting(path: Path) -> str:
+    """A path as dataset.path takes it, from any working folder."""
+    return url_of(path) if is_remote(path) else str(path.absolute())
 
 
 def report_folder(data: Path | None, name: str, out: Path | None) -> Path:
@@ -147,11 +153,11 @@ def next_command(done: Check, data: str, settings: Sequence[str]) -> tuple[str, 
     if not labelled and "segmentation" not in plugins("tasks"):
         return f"no class per case, and the tasks are so far {', '.join(plugins('tasks'))}", "medray config list"
     path = Path(data).expanduser()
-    if not path.exists() or path.suffix in (".yaml", ".yml"):
+    if not (path.exists() or is_remote(path)) or path.suffix in (".yaml", ".yml"):
         return "", " ".join(["medray train", shlex.quote(data), *words])
     given = {word.partition("=")[0].split(".")[0] for word in settings}
     named = [] if any(word.startswith("dataset.name=") for word in settings) else ["dataset.name=auto"]
-    named.append(shlex.quote(f"dataset.path={path.absolute()}"))
+    named.append(shlex.quote(f"dataset.path={_as_setting(path)}"))
     # The default experiment is made for its phantoms: another data set needs its own grid.
     title = re.sub(r"[^A-Za-z0-9_.-]", "-", path.absolute().name.split(".")[0]).lstrip("_.-") or "mine"
     fitting = {"name": title, "preprocess": _preprocess_for(done), "augment": "{}"}

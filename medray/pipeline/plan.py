@@ -29,6 +29,8 @@ from medray.pipeline.plan_yaml import as_yaml
 from medray.pipeline.speed import Budget
 from medray.pipeline.split import split
 from medray.pipeline.survey import Read
+from medray.remote import here
+from medray.sections.base import is_remote, url_of
 from medray.types import Dataset
 
 FREE_SECTIONS = {"dataset", "split", "name"}
@@ -133,12 +135,16 @@ def _own_sections(data: str, experiment: Experiment) -> Tree:
     """Name, dataset and split: the layout by its own name, and only what was set."""
     path = Path(data).expanduser()
     named = experiment.name
-    if path.exists() and path.suffix not in (".yaml", ".yml") and named == "phantom":
+    if (path.exists() or is_remote(path)) and path.suffix not in (".yaml", ".yml") and named == "phantom":
         named = re.sub(r"[^A-Za-z0-9_.-]", "-", path.absolute().name.split(".")[0]).lstrip("_.-") or "mine"
     section: Tree = experiment.dataset.model_dump(mode="json", exclude_unset=True)
     if isinstance(experiment.dataset, auto.Config):
-        layout = auto.detect(experiment.dataset)
-        places = {key: str(value) if isinstance(value, Path) else value for key, value in layout.settings.items()}
+        settings = here(experiment.dataset)
+        layout, mirror, place = auto.detect(settings), str(settings.path), url_of(experiment.dataset.path)
+        places = {
+            key: str(value).replace(mirror, place, 1) if isinstance(value, Path) else value
+            for key, value in layout.settings.items()
+        }
         section = {**section, **places, "name": layout.layout}
     section = {"name": section.pop("name"), **section}
     dealt = experiment.split.model_dump(mode="json", exclude_unset=True)
@@ -150,7 +156,7 @@ def _modality(found: Fingerprint, experiment: Experiment) -> str:
     said = found.common("modality")
     if len(said) == 1 and (only := next(iter(said))) != "OT":
         return str(only)
-    place = getattr(experiment.dataset, "path", None)
+    place = getattr(here(experiment.dataset), "path", None)
     file = place / "dataset.json" if isinstance(place, Path) else None
     if file is None or not file.is_file():
         return ""

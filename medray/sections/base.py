@@ -5,17 +5,40 @@ Units are in the names; a probability is `p`; epochs may be fractional where a s
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-"""Relative to the working folder of the command; absolute from then on, since workers have other folders."""
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is a URL: as a path it has lost one of its slashes."""
+    return re.match(r"[a-z][a-z0-9+]+:/", str(path)) is not None
+
+
+def url_of(path: Path) -> str:
+    """A path as people write it: a URL with both its slashes."""
+    return str(path).replace(":/", "://", 1) if is_remote(path) else str(path)
+
+
+def _absolute(path: Path) -> Path:
+    path = Path(str(path).removeprefix("file:"))
+    return path if is_remote(path) else path.expanduser().absolute()
+
+
+AbsolutePath = Annotated[
+    Path,
+    AfterValidator(_absolute),
+    PlainSerializer(url_of, return_type=str, when_used="json"),
+]
+"""Relative to the working folder of the command; absolute from then on, since workers have other folders. Or the URL of
+a place that remote.py knows, such as s3://bucket/folder."""
 
 
 class Section(BaseModel):

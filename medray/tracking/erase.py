@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mlflow.tracking import MlflowClient
 from medray.cluster import home
 from medray.config import ConfigError
 from medray.pipeline.hashes import HASHES
+from medray.remote import MIRRORS, forget
 from medray.tracking import pseudonyms
 from medray.tracking.run import client
 from medray.tracking.subject import (
@@ -40,7 +42,7 @@ from medray.tracking.subject import (
 
 KEPT_WHOLE = frozenset({"bundle", "checkpoints", "train", "tune"})
 """Folders of weights inside a run; their models are named in the proof."""
-NOT_RECORDS = frozenset({"runs", "stores", "models", "erasures", "artifacts", "phantoms"})
+NOT_RECORDS = frozenset({"runs", "stores", "models", "erasures", "artifacts", "phantoms", MIRRORS})
 SHOWS_PATIENTS = frozenset({"augmented.png", "worst.png"})
 ID_COLUMNS = re.compile(r"case|subject|patient|file|path|image|source|target|label_map|twin|other", re.IGNORECASE)
 FATES = {
@@ -49,7 +51,8 @@ FATES = {
     "test": "tested on the subject: evaluate again",
 }
 NOT_SEARCHED = (
-    "the source data, which are never touched",
+    "the source data, which are never touched; from a bucket they come back with the next training",
+    "copies of runs in $MEDRAY_STORAGE",
     "predictions and reports that were written outside medray's home, unless named with --also",
     "Ray's logs in the temporary folder, backups, and other machines",
 )
@@ -108,6 +111,9 @@ def erase(
         _clean_table(table, job, frozenset())
     for root in (home() / "stores", Path(tempfile.gettempdir()) / "medray-stores"):
         _clean_stores(root, job)
+    for file in sorted(person.files):
+        if file.is_relative_to(home() / MIRRORS) and file.is_file():
+            job.remove("mirror", _shown(file), file, partial(forget, file))
     job.left += remote + list(person.unread)
     proof = {
         "subject": pseudonyms.pseudonym(subject, secret),

@@ -13,6 +13,8 @@ from pathlib import Path, PurePath
 from medray.config import ConfigError, load
 from medray.datasets.scan import scan
 from medray.pipeline.hashes import files_of
+from medray.remote import mirrored
+from medray.sections.base import url_of
 from medray.tracking.pseudonyms import pseudonym
 from medray.types import CaseRef, InputError
 
@@ -123,9 +125,10 @@ def _scan(record: Path, scans: dict[str, Scan]) -> Scan:
         return Scan(problem="its experiment cannot be read")
     key = section.model_dump_json()
     if key not in scans:
-        root = str(getattr(section, "path", section.name))
+        place = getattr(section, "path", None)
+        root = section.name if place is None else url_of(place)
         try:
-            scans[key] = Scan(root, () if section.name == "phantom" else scan(section).refs)
+            scans[key] = Scan(root, () if section.name == "phantom" else scan(mirrored(section)).refs)
         except (ConfigError, InputError, OSError) as error:
             scans[key] = Scan(root, problem=f"its dataset cannot be looked at ({type(error).__name__})")
     return scans[key]

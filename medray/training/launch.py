@@ -83,7 +83,7 @@ def launch(experiment: Experiment, prepared: Prepared, folder: Path, allotment: 
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's, without processes that start for seconds beside the workers, at each start, and have nothing to do."""
+    """Ray Train's, without processes that start beside the workers, for seconds each time, and have nothing to do."""
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = {"DatasetsCallback"}

@@ -30,6 +30,7 @@ from medray.training.folder import (
 )
 from medray.training.folds import cross_validate
 from medray.training.live import LiveRecord, status_of
+from medray.training.offsite import bring, bring_back, copied
 from medray.training.progress import Progress, say
 from medray.training.stopping import Stopping, stoppable
 
@@ -50,6 +51,8 @@ def train(experiment: Experiment, began: float | None = None, new: bool = False)
         RunLocked: another process is at this run.
         Interrupted: someone asked it to stop, and it has saved where it stood.
     """
+    if not new:
+        bring_back(experiment)
     folder = None if new else interrupted(experiment, lambda found: not _is_study(found))
     if folder is None:
         return _run(experiment, new_folder(experiment), began)
@@ -64,6 +67,7 @@ def resume(name: str, began: float | None = None) -> dict[str, Any]:
         and what `train` raises; DataRefused also where the data are no longer those that the run began with.
     """
     folder = cluster.home() / RUNS / name
+    bring(name)
     if _is_study(folder):
         raise RunNotFound(f"{name} is a search; go on with it: medray tune --resume {name}")
     if not (folder / EXPERIMENT).is_file():
@@ -86,7 +90,7 @@ def _run(experiment: Experiment, folder: Path, began: float | None, word: str = 
     """One training, or one per fold; what a finished one left is its result."""
     # A checkpoint may wait for a disk that is away.
     grace_s = 60 * (experiment.scaling.storage_minutes + 1)
-    with locked(folder), stoppable(grace_s) as stopping:
+    with locked(folder), copied(folder), stoppable(grace_s) as stopping:
         if word:
             say(word)
         try:
@@ -97,11 +101,11 @@ def _run(experiment: Experiment, folder: Path, began: float | None, word: str = 
                 return _train_fold(fold, place, parent, stopping)
 
             result = cross_validate(experiment, folder, train_fold)
+            write_whole(folder / RESULT, json.dumps(result))
+            return result
         except Interrupted:
             stopping.deliver()
             raise
-    write_whole(folder / RESULT, json.dumps(result))
-    return result
 
 
 def _train_fold(experiment: Experiment, folder: Path, parent: str, stopping: Stopping) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from medray.pipeline.prepare import Prepared, prepare
 from medray.training.checkpoint import StorageError
 from medray.training.folder import EXPERIMENT, RESULT, RUNS, RunNotFound, interrupted, locked, new_folder, write_whole
 from medray.training.goal import measured_by, monitor_of, monitor_sign, task_of
+from medray.training.offsite import bring, bring_back, copied
 from medray.training.progress import say
 from medray.training.train import check_same_data
 from medray.tuning import trials as records
@@ -52,6 +53,8 @@ def search(experiment: Experiment, new: bool = False) -> dict[str, Any]:
         TrainingFailed: no trial came to its end.
     """
     space, points = _planned(experiment)
+    if not new:
+        bring_back(experiment)
     folder = None if new else interrupted(experiment, _is_study)
     if folder is None:
         folder = new_folder(experiment)
@@ -60,7 +63,7 @@ def search(experiment: Experiment, new: bool = False) -> dict[str, Any]:
     else:
         done = sum(trial.ended for trial in records.load_all(folder).values())
         say(f"going on with study {folder.name} in {folder}: {done} trials are done (--new begins another)")
-    with locked(folder):
+    with locked(folder), copied(folder):
         return _run(experiment, space, points, folder)
 
 
@@ -72,6 +75,7 @@ def resume(name: str) -> dict[str, Any]:
         and what `search` raises.
     """
     folder = cluster.home() / RUNS / name
+    bring(name)
     if not _is_study(folder):
         raise RunNotFound(f"no study '{name}' in {cluster.home() / RUNS}")
     if (folder / RESULT).is_file():
@@ -79,7 +83,7 @@ def resume(name: str) -> dict[str, Any]:
         result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return result
     experiment = load(folder / EXPERIMENT)
-    with locked(folder):
+    with locked(folder), copied(folder):
         return _run(experiment, *_planned(experiment), folder)
 
 

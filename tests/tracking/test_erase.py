@@ -12,6 +12,7 @@ import sqlite3
 import stat
 from pathlib import Path
 
+import fsspec
 import pytest
 from conftest import draw_folder, tiny
 
@@ -22,6 +23,7 @@ from medray.pipeline.prepare import prepare
 from medray.tracking import pseudonyms
 from medray.tracking.erase import FATES, erase
 from medray.tracking.run import client, start
+from medray.training.train import train
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -132,6 +134,24 @@ def test_a_subject_leaves_a_real_training(images: Path, home: Path, capsys: pyte
     assert again["removed"] == []
     prepare(tiny(images), home / "stores")
     assert len(list((home / "stores").glob("*/images.npy"))) == 1, "a store is built again when it is needed"
+
+
+def test_mirrors_of_data_elsewhere_are_copies_too(images: Path, home: Path) -> None:
+    """Their files go; nothing is fetched for it, and what is elsewhere stays."""
+    fsspec.filesystem("memory").put(str(images), "/ward/images", recursive=True)
+    there = tiny(Path("memory://ward/images"))
+    train(there)
+    mirror = home / "mirrors" / "memory" / "ward" / "images"
+    assert hash_tree(mirror) == hash_tree(images)
+    asked = sorted(path.name for path in images.glob("*/*"))[0]
+    result = erase(asked)
+    gone = [item["place"] for item in result["removed"] if item["what"] == "mirror"]
+    assert gone
+    assert all(f"/{asked}/" in place for place in gone)
+    assert not [file for file in mirror.rglob("*") if asked in file.parts]
+    assert f"/{asked}/" not in "".join(file.read_text() for file in (home / "mirrors" / ".listings").glob("*.json"))
+    assert [file for file in images.rglob("*") if asked in file.parts]
+    assert not [item for item in erase(asked)["removed"] if item["what"] == "mirror"]
 
 
 def test_nothing_found_is_said_and_proven(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

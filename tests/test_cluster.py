@@ -7,18 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import REPOSITORY
 
 from medray import cluster
 from medray.config import ConfigError
 from medray.sections.training import ScalingSection
-
-
-def test_cluster_yaml_passes_rays_offline_validation() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    validate_config(prepare_config(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))))
 
 
 def allot(cpus: float, gpus: int, share: int = 1, **scaling: object) -> cluster.Allotment:

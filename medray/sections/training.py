@@ -107,6 +107,8 @@ class TrainSection(Section):
     checkpoint_every: str = "1 min"
     """`30 s`, `5 min`, `2 h`, `500 steps`, `1 epoch`, or `never` before the end. What a lost worker had done since is
     done again, to the same weights."""
+    profile: bool = False
+    """Time the parts of a few early steps and trace some more, into shared/profile of the run's folder."""
     compile: bool = False
     channels_last: bool = True
     """Memory order of 2D and 3D activations; the numbers do not change."""

@@ -165,10 +165,13 @@ def _train_epoch(learner: Learner, wish: Callable[[], Wish] = _none) -> Generato
     # Where only the validation is left of the epoch, its last rate is told.
     set_rates(learner.optimizer, learner.schedule.factor(max(0, learner.step - 1)))
     batches = train_batches(learner.feed, rows, learner.sampling, learner.epoch, world.share, first)
+    learner.mark("wait")
     for batch in look_ahead(batches, pin=world.device.type == "cuda"):
+        learner.mark("prepare")
         set_rates(learner.optimizer, learner.schedule.factor(learner.step))
         ready = to_network(learner, batch)
         loss = _backward(learner, ready)
+        learner.mark("rest")
         wanted = wish()
         # One message for all that the workers must agree on, before the weights change.
         spoilt, stop, save, busy = world.agree(not _finite(learner, loss), wanted.stop, wanted.save, wanted.busy)
@@ -177,12 +180,15 @@ def _train_epoch(learner: Learner, wish: Callable[[], Wish] = _none) -> Generato
                 f"the loss is not finite at step {learner.step} (epoch {learner.epoch + 1}); "
                 "lower optimizer.lr, set train.clip_norm=1, or train.precision=fp32"
             )
+        learner.mark("optimise")
         learner.update(train.clip_norm)
+        learner.mark("rest")
         learner.loss_sum += loss
         learner.step += 1
         yield StepDone(learner.step - 1, loss, save and not busy)
         if stop:
             raise Stopped
+        learner.mark("wait")
     return float(world.sum(learner.loss_sum)) / world.size / learner.steps_per_epoch
 
 
@@ -205,10 +211,12 @@ def _backward(learner: Learner, batch: Batch) -> torch.Tensor:
     for part in range(count):
         piece = batch if count == 1 else Batch(*(getattr(batch, name)[part::count] for name in Batch.__slots__))
         with learner.gradient_sync(last=part == count - 1):
+            learner.mark("forward")
             with learner.autocast():
                 loss = learner.task.step(learner.parallel, piece)["loss"]
             if l1 and part == count - 1:
                 loss = loss + l1 * l1_penalty(learner.network)
+            learner.mark("backward")
             learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total

@@ -65,7 +65,8 @@ class Progress:
         """One line per epoch; with the first one the account of the start-up."""
         if "at/first_step" in row and not self._epoch_times:
             self._account(row)
-        self._epoch_times.append(row["epoch_s"])
+        # An epoch that was profiled, or the first, took longer than those to come.
+        self._epoch_times.append(row.get("profile/epoch_s", row["epoch_s"]))
         recent = self._epoch_times[-5:]
         left = (self._epochs - row["epoch"]) * sum(recent) / len(recent)
         best = " best" if row.get("best") else ""

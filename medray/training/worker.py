@@ -27,6 +27,7 @@ from medray.training.keeper import Keeper, describe
 from medray.training.learner import Learner
 from medray.training.loop import EpochDone, Finished, NonFiniteLoss, StepDone, Stopped, Trained, fit
 from medray.training.notes import note
+from medray.training.profile import Profile, profiled
 from medray.training.watch import Watch, awake, is_asked
 from medray.training.world import World
 from medray.types import Array
@@ -137,7 +138,8 @@ def work(
     keeper = Keeper(folder, world, 60 * experiment.scaling.storage_minutes)
     worker = _Worker(learner, keeper, listener, folder, times)
     try:
-        with awake(folder, world.rank, 60 * experiment.scaling.hang_minutes, worker.moved):
+        hang_s = 60 * experiment.scaling.hang_minutes
+        with awake(folder, world.rank, hang_s, worker.moved), profiled(learner, folder) as worker.profile:
             return worker.run()
     except Exception as error:
         if memory.ran_out(error):
@@ -161,6 +163,7 @@ class _Worker:
         rhythm = rhythm_of(learner.experiment.train.checkpoint_every)
         self.watch = Watch(folder, learner, rhythm, lambda: keeper.busy)
         self.trained: tuple[State, State] | None = None
+        self.profile: Profile | None = None
 
     def moved(self) -> float:
         """When it moved last; while a checkpoint is on its way to the disk, the keeper's patience counts, not this."""
@@ -193,7 +196,8 @@ class _Worker:
         self.keeper.save(checkpoint.name_of(self.learner.step), *state.take(self.learner))
 
     def _close_epoch(self, event: EpochDone) -> None:
-        row = journal.plain({**event.metrics, **self.times, "best": float(event.best), journal.END: time.time()})
+        metrics = event.metrics | (self.profile.figures(event.metrics) if self.profile else {})
+        row = journal.plain({**metrics, **self.times, "best": float(event.best), journal.END: time.time()})
         self.keeper.row(row)
         self.times = {}
         place = None

@@ -23,7 +23,8 @@ from medray.sections.augment import AugmentSection, Mixup
 Step = tuple[Rows, Callable[[Tensor], Tensor]]
 
 CLASSES_AT_ONCE = 8
-"""Label maps of more classes than this are resampled class by class."""
+"""Of label maps with more classes so many are resampled at a time."""
+WIDEST = 1 << 12
 
 
 def augment(image: Tensor, cfg: AugmentSection, seed: int, epoch: int, index: np.ndarray) -> Tensor:
@@ -56,8 +57,12 @@ def augment_pair(
         moved = None if moved is None else _changed(moved, rows, mirror)
     if len(motion.rows):
         grid = _sampling_grid(affine.theta(motion, size), work)
-        work = _changed(work, motion.rows, partial(_resample, grid=grid))
-        moved = None if moved is None else _changed(moved, motion.rows, partial(_resample_label, grid=grid))
+        if moved is None:
+            work = _changed(work, motion.rows, partial(_resample, grid=grid))
+        else:
+            at = torch.from_numpy(motion.rows).to(work.device)
+            image, label = _resample_pair(work.index_select(0, at), moved.index_select(0, at), grid)
+            work, moved = work.index_copy_(0, at, image), moved.index_copy_(0, at, label)
     for rows, change in steps:
         work = _changed(work, rows, change)
     return work.to(image.dtype), moved
@@ -133,17 +138,50 @@ def _resample(image: Tensor, grid: Tensor) -> Tensor:
     )
 
 
-def _resample_label(label: Tensor, grid: Tensor) -> Tensor:
-    """(R, 1, *S) whole numbers read at the places of `grid`: the class with the largest share by linear weights."""
-    values = torch.unique(label)
-    best, moved = None, torch.empty_like(label)
-    for part in values.split(CLASSES_AT_ONCE):
-        one_hot = (label == part.view(-1, *[1] * (label.ndim - 2))).to(grid.dtype)
-        share, winner = _resample(one_hot, grid).max(1, keepdim=True)
-        chosen = part[winner]
-        moved = chosen if best is None else torch.where(share > best, chosen, moved)
-        best = share if best is None else torch.maximum(best, share)
-    return moved
+def _resample_pair(image: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, C, *S) read linearly, and (R, 1, *S) whole numbers: the class with the largest share by the same weights.
+
+    Where to read is what costs most, so image and shares are read together; the last class has what the others leave.
+    """
+    values = _values(label)
+    if len(values) == 1:
+        return _resample(image, grid), label
+    first, *others = torch.split(values[:-1], CLASSES_AT_ONCE)
+    both = _resample(torch.cat([image, _one_hot(label, first, grid.dtype)], 1), grid)
+    image, shares = both.tensor_split([image.shape[1]], 1)
+    best, moved = _largest(shares, first)
+    rest = 1 - shares.sum(1, keepdim=True)
+    for part in others:
+        shares = _resample(_one_hot(label, part, grid.dtype), grid)
+        share, chosen = _largest(shares, part)
+        moved = torch.where(share > best, chosen, moved)
+        best = torch.maximum(best, share)
+        rest -= shares.sum(1, keepdim=True)
+    return image, torch.where(rest > best, values[-1], moved)
+
+
+def _one_hot(label: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """(R, K, *S) whether each voxel of (R, 1, *S) has each of K values."""
+    return (label == values.view(-1, *[1] * (label.ndim - 2))).to(dtype)
+
+
+def _largest(shares: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, 1, *S) the largest of K shares, and its value, which broadcasts where there is one alone."""
+    if len(values) == 1:
+        return shares, values
+    share, winner = shares.max(1, keepdim=True)
+    return share, values[winner]
+
+
+def _values(label: Tensor) -> Tensor:
+    """The values of a label map in order: counted where they lie close together, which costs less than sorting."""
+    low, high = (int(end) for end in torch.aminmax(label))
+    if high - low >= WIDEST:
+        found: Tensor = torch.unique(label)
+    else:
+        counts = torch.bincount((label.flatten() - low).to(torch.int64), minlength=1)
+        found = torch.nonzero(counts)[:, 0].add_(low).to(label.dtype)
+    return found
 
 
 def _gamma(image: Tensor, exponent: Floats) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measure something of medray on this machine: python jobs/benchmark.py [NAME] [ARGUMENTS], e.g. faults --quick."""
+"""Measure something of medray on this machine: python jobs/benchmark.py [NAME] [ARGUMENTS], e.g. loop --quick."""
 
 from medray.cli import main
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -13,6 +12,11 @@ from cyclopts import App, Parameter
 from medray.config import PACKAGE, ConfigError
 
 Argument = Annotated[str, Parameter(allow_leading_hyphen=True)]
+NAMES = (
+    *("loop", "input", "store", "window", "serve", "scaling", "tune", "start", "faults"),
+    *("isolation", "keeping", "lossless"),
+)
+"""Modules of medray/benchmarks, in the order in which they are listed."""
 
 
 def register(app: App) -> None:
@@ -23,15 +27,17 @@ def register(app: App) -> None:
 def bench(name: str | None = None, *arguments: Argument) -> str:
     """Measure something of medray on this machine, and print the figures; without a name, what there is.
 
+    A report is written to bench/bench-NAME.md and .json in the current folder, or to --out FOLDER; the last line of
+    stdout is the same JSON. --quick tries small sizes, NAME --help says what is measured and how.
+
     Args:
         name: of the measurement.
         arguments: its own.
     """
-    known = _programs()
     if name is None:
-        return "".join(f"{known_name:12} {_purpose(file)}\n" for known_name, file in known.items())
-    if name not in known:
-        raise ConfigError([f"no benchmark '{name}'; there are: {', '.join(known)}"])
+        return "".join(f"{known:10} {_purpose(known)}\n" for known in NAMES)
+    if name not in NAMES:
+        raise ConfigError([f"no benchmark '{name}'; there are: {', '.join(NAMES)}"])
     command = [sys.executable, "-m", f"medray.benchmarks.{name}", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -45,12 +51,7 @@ def bench(name: str | None = None, *arguments: Argument) -> str:
     return printed
 
 
-def _programs() -> dict[str, Path]:
-    """The modules of medray/benchmarks that are programs."""
-    files = sorted((PACKAGE / "benchmarks").glob("*.py"))
-    return {file.stem: file for file in files if "\nif __name__ ==" in file.read_text(encoding="utf-8")}
-
-
-def _purpose(file: Path) -> str:
+def _purpose(name: str) -> str:
     """The first line of its docstring."""
-    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    text = (PACKAGE / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]

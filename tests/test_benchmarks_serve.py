@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 import time
@@ -15,11 +16,14 @@ import numpy as np
 import pytest
 from prediction_phantom import classifier, pictures
 
-from medray.benchmarks import plain_service, serve
-from medray.benchmarks.plain_service import Bare, Process, Service, family, spent
+from medray.benchmarks import lit_service, peers, plain_service, processes, report, serve, services
+from medray.benchmarks.plain_service import Bare
+from medray.benchmarks.processes import Process, Service, family, spent
+from medray.benchmarks.report import Cells, Sheet
 from medray.bundle import ModelBundle
 from medray.imaging.isolation.decoder import Decoder
 from medray.inference.predictor import Predictor
+from medray.types import InputError
 
 ECHO = """
 import json, http.server, subprocess, sys
@@ -114,7 +118,7 @@ def test_an_mlflow_model_is_written_without_mlflow(bundle: ModelBundle, tmp_path
 
 def test_a_service_is_measured_and_ends_with_all_its_processes(echo: Service, tmp_path: Path) -> None:
     image = next(pictures(tmp_path / "in", good=1).iterdir())
-    plan = serve.Plan(tmp_path, seconds=0.6)
+    plan = services.Plan(tmp_path, seconds=0.6)
     found = plan.measure(echo, [image], clients=2)
     assert found["statuses"] == {"200": found["answered"]}
     assert found["sent"] >= found["answered"] > 2
@@ -128,7 +132,7 @@ def test_a_service_is_measured_and_ends_with_all_its_processes(echo: Service, tm
     echo.__exit__()
     # What was killed has no command line any more; its entry stays until it is reaped.
     until = time.monotonic() + 5
-    while any(one.name and plain_service._process(one.pid) == one for one in running):
+    while any(one.name and processes._process(one.pid) == one for one in running):
         assert time.monotonic() < until
         time.sleep(0.02)
 
@@ -147,7 +151,7 @@ def test_cpu_time_is_told_by_what_processes_run() -> None:
         "/usr/bin/python3 -u /some/where/serve.py --bundle x": "serve.py",
         "/usr/lib/ray/gcs_server --port=1": "gcs_server",
     }
-    assert [plain_service._name(words.split(" ")) for words in names] == list(names.values())
+    assert [processes._name(words.split(" ")) for words in names] == list(names.values())
     before = {1: Process(1, 0, 1, 0, "a", 1.0), 2: Process(2, 1, 1, 0, "b", 5.0)}
     after = {1: Process(1, 0, 1, 0, "a", 1.5), 3: Process(3, 1, 1, 0, "a", 0.25), 2: Process(2, 1, 1, 0, "b", 5.0)}
     assert spent(before, after) == {"a": 0.75, "b": 0.0}
@@ -164,16 +168,17 @@ def test_the_bare_network_is_timed(bundle: ModelBundle) -> None:
 def test_rounds_are_interleaved_and_turned() -> None:
     calls: list[str] = []
 
-    def ask(name: str) -> serve.Row:
+    def ask(name: str) -> Cells:
         calls.append(name)
         return {"per_s": 2.0 if name == "a" else 1.0, "statuses": {"200": 1.0} if name == "a" else {}}
 
     ways = {name: lambda name=name: ask(name) for name in "ab"}
-    runs = serve.alternate(serve.Plan(Path(), rounds=3), ways)
+    runs = services.alternate(services.Plan(Path(), rounds=3), ways)
     assert "".join(calls) == "abbaab"
-    assert serve.against(runs["a"], runs["b"]) == {"ratio": 2.0, "low": 2.0, "high": 2.0}
-    assert serve.middle(runs["a"], "per_s", "p50_ms") == {"per_s": 2.0}
-    assert serve.means([*runs["a"], *runs["b"]], "statuses") == {"200": 0.5}
+    found = services.against(runs["a"], runs["b"])
+    assert (found.ratio, found.low, found.high, found.pairs) == (2.0, 2.0, 2.0, 3)
+    assert services.middle(runs["a"], "per_s", "p50_ms") == {"per_s": 2.0}
+    assert services.means([*runs["a"], *runs["b"]], "statuses") == {"200": 0.5}
 
 
 def test_the_estimate_leaves_the_network_to_the_gpu() -> None:
@@ -182,51 +187,63 @@ def test_the_estimate_leaves_the_network_to_the_gpu() -> None:
     assert found[1] == {"": "ServeReplica:medray:model, without the network", "CPU ms per image": 2.0, "cores": 4.0}
 
 
-def test_tables_are_markdown() -> None:
-    assert serve.markdown({"T": [{"": "a", "x": 1.23456}, {"": "b", "y": 2}]}).splitlines() == [
-        "### T",
-        "",
-        "|  | x | y |",
-        "|---|---|---|",
-        "| a | 1.235 |  |",
-        "| b |  | 2 |",
-    ]
+def test_the_command_takes_sections_and_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[services.Plan] = []
 
-
-def test_the_command_prints_tables_and_writes_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked: list[serve.Plan] = []
-
-    def section(plan: serve.Plan) -> serve.Tables:
+    def section(plan: services.Plan, sheet: Sheet) -> None:
         asked.append(plan)
-        return {"Slow uploads": [{"": "alone", "p50_ms": 1.5}]}
+        sheet.table("Slow uploads", [{"": "alone", "p50_ms": 1.5}])
 
     monkeypatch.setattr(serve, "SECTIONS", {**serve.SECTIONS, "slow": section})
-    serve.main(["--quick", "--slow", "serve.max_batch=4", "--out", str(tmp_path / "found.json")])
+    words = ["--quick", "--slow", "serve.max_batch=4", "--out", str(tmp_path)]
+    found = report.run("serve", "", serve.measure, words, serve.options)
     assert (asked[0].settings, asked[0].rounds) == (("serve.max_batch=4",), 2)
-    assert "### Slow uploads" in capsys.readouterr().out
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["tables"] == {"Slow uploads": [{"": "alone", "p50_ms": 1.5}]}
-    assert "serve.max_batch=4" in found["about"]
+    assert found.tables == {"Slow uploads": [{"": "alone", "p50_ms": 1.5}]}
+    assert "serve.max_batch=4" in found.command
+
+
+def test_litserve_is_asked_with_the_same_images(tmp_path: Path) -> None:
+    file = next(pictures(tmp_path / "in", good=1).iterdir())
+    (sent,) = services.lit_bodies([file])
+    assert base64.b64decode(json.loads(sent.read_text())["image"]) == file.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(peers.missing("litserve")), reason="litserve is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_litserve_decodes_and_answers_as_the_predictor(bundle: ModelBundle, tmp_path: Path) -> None:
+    files = sorted(pictures(tmp_path / "in", good=2).iterdir())
+    api = lit_service.api(bundle.folder)
+    api.setup("cpu")
+    requests = [json.loads(body.read_text()) for body in services.lit_bodies(files)]
+    answers = [api.encode_response(one) for one in api.predict([api.decode_request(one) for one in requests])]
+    expected = Predictor(bundle.folder).predict_all(files)
+    for found, answer in zip(answers, expected, strict=True):
+        assert not isinstance(answer, InputError)
+        np.testing.assert_allclose(list(found["predictions"].values()), answer.scores, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_the_sections_run_against_a_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The plain service in the place of `medray serve`, which would take as long to start as all of this."""
 
-    def stand_in(plan: serve.Plan, bundle: ModelBundle) -> Service:
+    def stand_in(plan: services.Plan, bundle: ModelBundle) -> Service:
         command = [sys.executable, "-m", "medray.benchmarks.plain_service", str(bundle.folder), "{port}"]
-        return Service(serve.MEDRAY, command, plan.folder)
+        return Service(services.MEDRAY, command, plan.folder)
 
-    monkeypatch.setattr(serve.Plan, "medray", stand_in)
+    monkeypatch.setattr(services.Plan, "medray", stand_in)
     monkeypatch.setattr(serve, "HANGING", 20)
     monkeypatch.setattr(serve, "BATCHES", (1, 2))
-    found: serve.Tables = {}
+    sheet = Sheet("serve")
     for number, section in enumerate((serve.overload, serve.slow, serve.speed)):
         (tmp_path / str(number)).mkdir()
-        found |= section(serve.Plan(tmp_path / str(number), rounds=1, seconds=2.0, clients=(4,)))
-    assert [row[""] for row in found["Overload"]] == ["4 clients", "40 clients", "40 that wait as told"]
-    assert found["Slow uploads"][1]["open"] == 20
-    assert [row[""] for row in found["Saturation"]] == [serve.BARE, serve.MEDRAY, serve.PLAIN, serve.MLFLOW]
-    assert all(row["per_s"] > 0 and row["CPU ms per image"] > 0 for row in found["Saturation"])
+        section(services.Plan(tmp_path / str(number), rounds=1, seconds=2.0, clients=(4,)), sheet)
+    found = sheet.report()
+    assert [row[""] for row in found.tables["Overload"]] == ["4 clients", "40 clients", "40 that wait as told"]
+    assert found.tables["Slow uploads"][1]["open"] == 20
+    peer = [] if peers.missing("litserve") else [services.LIT]
+    named = [serve.BARE, services.MEDRAY, services.PLAIN, *peer, services.MLFLOW]
+    assert [row[""] for row in found.tables["Saturation"]] == named
+    assert all(row["per_s"] > 0 and row["CPU ms per image"] > 0 for row in found.tables["Saturation"])
+    against = {row.what for row in found.rows if row.ratio}
+    assert {f"at saturation, against {name}" for name in named if name != services.MEDRAY} <= against

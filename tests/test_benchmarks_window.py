@@ -1,24 +1,25 @@
-"""The benchmark of sliding windows runs on a small volume and prints what it should."""
+"""The benchmark of sliding windows runs on a small volume and says what it should."""
 
 from __future__ import annotations
 
-import json
+import argparse
 
 import pytest
 
 from medray.benchmarks import window
+from medray.benchmarks.report import Sheet
 
 
 @pytest.mark.slow
-def test_the_windows_benchmark_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    window.main(length=32, pairs=2)
-    said = capsys.readouterr()
-    lines = {line["benchmark"].split(" (")[0]: line for line in map(json.loads, said.out.splitlines())}
-    assert lines.pop("window/peak memory")["MONAI"] >= 0
+def test_the_windows_benchmark_runs() -> None:
+    sheet = Sheet("window")
+    window.measure(argparse.Namespace(quick=True, pairs=2), sheet)
+    found = sheet.report()
+    rows = {row.what: row for row in found.rows}
     switches = ("skipping air", "bfloat16", "1 window per pass", "float16 sums", "overlap 0.25")
-    comparisons = ("under 12^3 against MONAI", "under 12^3 without a network, against MONAI")
-    assert list(lines) == [f"window/32x32x24 {name}" for name in comparisons] + [f"window/{name}" for name in switches]
-    assert all(line["ratio"] > 0 for line in lines.values())
-    agreement = next(line for line in said.err.splitlines() if "agree with MONAI's to" in line)
-    assert float(agreement.rsplit(maxsplit=1)[1]) < 1e-5
-    assert said.err.count("outside of the network") == 3
+    compared = ["32x32x24 under 12^3, against MONAI", "32x32x24 under 12^3 without a network, against MONAI"]
+    compared += [f"{name}, against none of the switches" for name in switches]
+    assert all((rows[what].ratio or 0) > 0 for what in compared)
+    assert float(rows[compared[0]].note.rsplit(maxsplit=1)[1]) < 1e-5
+    assert sum("outside of the network" in what for what in rows) == 3
+    assert [row[""] for row in found.tables["Peak memory, MB"]] == ["MONAI", "medray", "medray, labels"]

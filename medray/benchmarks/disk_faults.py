@@ -12,7 +12,7 @@ from pathlib import Path
 
 from medray.benchmarks import disks
 from medray.benchmarks.fault_rows import EPOCHS, Bench, Row
-from medray.benchmarks.plain_service import Service
+from medray.benchmarks.processes import Service
 from medray.benchmarks.victim import STEPS, NotRecovered, Recovery, Training, medray
 from medray.tracking.journal import END
 from medray.training.checkpoint import CHECKPOINTS

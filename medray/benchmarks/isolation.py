@@ -1,25 +1,29 @@
 """What decoding in a worker costs: files per second against decoding in this process, of a 20 MB .nii.gz and of a PNG.
 
-Command: uv run python -m medray.benchmarks.isolation
+Command: uv run jobs/benchmark.py isolation [--quick]
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from medray.benchmarks.ratio import PAIRS, compare, show
+from medray.benchmarks import report
+from medray.benchmarks.ratio import PAIRS, compare
+from medray.benchmarks.report import Row, Sheet, speeds
 from medray.imaging.isolation.decoder import Decoder
 from medray.imaging.reader import read
 from medray.imaging.writer import write_nifti, write_png
 from medray.types import Array, Case, Source
 
-EDGES = (384, 384, 256)
+EDGES, FEW = (384, 384, 256), (24, 24, 16)
 """As int16 with the noise of a scanner: 75 MB of voxels, about 20 MB compressed."""
 
 
@@ -39,12 +43,12 @@ def speed(decode: Callable[[Source], Case], source: Source, files: int) -> float
     return files / (time.perf_counter() - started)
 
 
-def main(edges: tuple[int, ...] = EDGES, pairs: int = 2 * PAIRS) -> None:
-    """Compare for a file and for uploaded bytes, large and small, and print the ratios and the worker's start."""
+def measure(cfg: argparse.Namespace, sheet: Sheet) -> None:
+    """A file and uploaded bytes, large and small, and the worker's start."""
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         large, small = Path(name) / "large.nii.gz", Path(name) / "small.png"
-        write_nifti(large, scan(edges, draw), np.diag([0.8, 0.8, 1.0, 1.0]))
+        write_nifti(large, scan(FEW if cfg.quick else EDGES, draw), np.diag([0.8, 0.8, 1.0, 1.0]))
         write_png(small, draw.integers(0, 256, (256, 256), np.uint8))
         sources: dict[str, tuple[Source, int]] = {
             f"{large.stat().st_size / 1e6:.0f} MB .nii.gz": (large, 1),
@@ -54,15 +58,12 @@ def main(edges: tuple[int, ...] = EDGES, pairs: int = 2 * PAIRS) -> None:
         started = time.perf_counter()
         with Decoder() as decoder:
             decoder.read(small)
-            sys.stderr.write(f"the worker starts and reads a first PNG in {time.perf_counter() - started:.2f} s\n")
+            sheet.add(Row("the worker starts and reads a first PNG", "s", time.perf_counter() - started))
             for title, (source, files) in sources.items():
-                found = compare(
-                    lambda source=source, files=files: speed(decoder.read, source, files),  # type: ignore[misc]
-                    lambda source=source, files=files: speed(read, source, files),  # type: ignore[misc]
-                    pairs,
-                )
-                show(f"isolation/{title} against decoding in process", "files/s", found)
+                inside, outside = (partial(speed, decode, source, files) for decode in (read, decoder.read))
+                found = compare(outside, inside, cfg.pairs)
+                sheet.add(speeds(f"{title}, against decoding in process", "files/s", found))
 
 
 if __name__ == "__main__":
-    main()
+    report.run("isolation", __doc__ or "", measure, sys.argv[1:], pairs=2 * PAIRS)

@@ -1,17 +1,20 @@
 """Speed of a training that keeps checkpoints against the same training that keeps none before its end.
 
-Command: uv run python -m medray.benchmarks.keeping [SECONDS of each run] [PAIRS] [EVERY]
+Command: uv run jobs/benchmark.py keeping [--quick] [--seconds S] [--every RHYTHM]
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from medray.benchmarks.loop import FAMILIES, SETTINGS
-from medray.benchmarks.ratio import compare, show
+from medray.benchmarks import report
+from medray.benchmarks.loop import CASES, FAMILIES, FEW, SETTINGS, STILL
+from medray.benchmarks.ratio import compare
+from medray.benchmarks.report import Sheet, speeds
 from medray.config import load
 from medray.pipeline.prepare import prepare
 from medray.training.worker import Quiet, work
@@ -46,9 +49,10 @@ class Clock(Quiet):
         return self._steps / (time.perf_counter() - self._begun)
 
 
-def measure(root: Path, every: str, seconds: float) -> float:
-    """Steps per second of ResNet-18 on 64x64 phantoms, validation and all."""
-    settings = [*FAMILIES["resnet"], *SETTINGS, "train.epochs=100000", f"train.checkpoint_every={every}"]
+def pace(root: Path, every: str, seconds: float, quick: bool = False) -> float:
+    """Steps per second of ResNet-18 on 64x64 phantoms (quick: of the small CNN), validation and all."""
+    settings = [*FAMILIES["plain" if quick else "resnet"], *SETTINGS, FEW if quick else CASES, STILL]
+    settings += ["train.epochs=100000", f"train.checkpoint_every={every}"]
     experiment = load("phantom", settings)
     clock = Clock(seconds)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,14 +63,23 @@ def measure(root: Path, every: str, seconds: float) -> float:
     raise RuntimeError("the training ended before its time")
 
 
-def main(seconds: float = 66.0, pairs: int = 2, every: str = "1 min") -> None:
-    """Compare, and print the ratio."""
+def measure(cfg: argparse.Namespace, sheet: Sheet) -> None:
+    """One rhythm against none."""
+    every, seconds = ("2 steps", 2.0) if cfg.quick else (cfg.every, cfg.seconds)
     with tempfile.TemporaryDirectory() as root:
-        place = Path(root)
-        found = compare(lambda: measure(place, every, seconds), lambda: measure(place, "never", seconds), pairs)
-        show(f"keeping/{every}", "steps/s", found)
+
+        def run(rhythm: str) -> float:
+            return pace(Path(root), rhythm, seconds, cfg.quick)
+
+        found = compare(lambda: run(every), lambda: run("never"), cfg.pairs)
+    sheet.add(speeds(f"a checkpoint every {every}, against none", "steps/s", found))
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """How long, and how often."""
+    parser.add_argument("--seconds", type=float, default=66.0, help="of each run")
+    parser.add_argument("--every", default="1 min", help="as train.checkpoint_every has it")
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    main(float(given[0]) if given else 66.0, int(given[1]) if len(given) > 1 else 2, given[2] if given[2:] else "1 min")
+    report.run("keeping", __doc__ or "", measure, sys.argv[1:], options, pairs=2)

@@ -1,4 +1,4 @@
-"""What `medray serve` loses while champions change and replicas are killed: python -m medray.benchmarks.lossless.
+"""What `medray serve` loses while champions change and replicas are killed: jobs/benchmark.py lossless.
 
 Clients ask without a pause; meanwhile another version is promoted again and again, which the service follows, and model
 replicas are killed with SIGKILL. Lost is what has no answer or one above 499; mixed is what names two versions.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -16,13 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from medray.benchmarks import report
+from medray.benchmarks.commands import job
 from medray.benchmarks.load import Run, Target, closed_loop, summarise
-from medray.benchmarks.plain_service import Service
+from medray.benchmarks.processes import Service
+from medray.benchmarks.report import Row, Sheet
 from medray.bundle import save
 from medray.config import parse
 from medray.imaging.writer import png_bytes
@@ -105,15 +108,14 @@ class Trouble:
             time.sleep(0.1)
 
 
-def measure(requests: int, updates: int, kills: int, clients: int, settings: Sequence[str] = ()) -> dict[str, Any]:
+def lost(requests: int, updates: int, kills: int, clients: int, settings: Sequence[str] = ()) -> dict[str, Any]:
     """The figures of one run; it goes on until there were so many requests, updates and kills."""
     with TemporaryDirectory() as root:
         folder = Path(root)
         os.environ["MEDRAY_HOME"] = str(folder / "home")
         mlflow = registered(folder)
         image = np.random.default_rng(0).integers(0, 255, (EDGE, EDGE)).astype(np.uint8)
-        job = str(Path(__file__).parents[2] / "jobs" / "serve.py")
-        command = [sys.executable, job, "--follow", "champion", "serve.port={port}", *settings]
+        command = job("serve", "--follow", "champion", "serve.port={port}", *settings)
         with Service("medray serve", command, folder) as service:
             run = Run(Target(service.url), [(png_bytes(image), "image/png")])
             trouble = Trouble(service, mlflow, run, updates, kills)
@@ -137,16 +139,25 @@ def measure(requests: int, updates: int, kills: int, clients: int, settings: Seq
     }
 
 
-def main() -> None:
-    """Print the figures as one line of JSON."""
-    parser = argparse.ArgumentParser(prog="python -m medray.benchmarks.lossless", description=__doc__)
+def measure(cfg: argparse.Namespace, sheet: Sheet) -> None:
+    """One run, until all was asked, updated and killed."""
+    requests, updates, kills, clients = (
+        (300, 2, 1, 4) if cfg.quick else (cfg.requests, cfg.updates, cfg.kills, cfg.clients)
+    )
+    found = lost(requests, updates, kills, clients, cfg.settings)
+    told = f"of {found['requests']} over {found['updates']} updates and {found['kills']} killed replicas"
+    sheet.add(Row("requests lost", "", float(found["lost"]), note=told))
+    sheet.add(Row("answers of two versions at once", "", float(found["mixed"]), note=told))
+    sheet.add(Row("promoted to answering", "s", median(found["update_s"]), note=f"{sorted(found['update_s'])}"))
+    sheet.table("Of the run", [{name: str(said) for name, said in found.items()}])
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """How much."""
     for name, default in (("requests", 10_000), ("updates", 10), ("kills", 10), ("clients", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("settings", nargs="*", help="key=value, as medray serve takes them")
-    cfg = parser.parse_args()
-    found = measure(cfg.requests, cfg.updates, cfg.kills, cfg.clients, cfg.settings)
-    sys.stdout.write(json.dumps(found) + "\n")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as medray serve takes them")
 
 
 if __name__ == "__main__":
-    main()
+    report.run("lossless", __doc__ or "", measure, sys.argv[1:], options)

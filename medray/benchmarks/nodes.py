@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from medray.benchmarks.plain_service import family
+from medray.benchmarks.processes import family
 from medray.benchmarks.victim import Training
 from medray.cluster import prepare_environment
 

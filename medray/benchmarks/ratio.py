@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,27 +26,30 @@ class Ratio:
     pairs: int
 
 
-def compare(ours: Callable[[], float], theirs: Callable[[], float], pairs: int = PAIRS) -> Ratio:
-    """Measure both in turn, the order of each pair reversed from the last; each call returns a speed."""
-    ours(), theirs()
+def compare(ours: Callable[[], float], theirs: Callable[[], float], pairs: int = PAIRS, warm: bool = True) -> Ratio:
+    """Measure both in turn, the order of each pair reversed from the last; each call returns a speed.
+
+    Args:
+        ours: measures medray.
+        theirs: measures the peer.
+        pairs: how often.
+        warm: measure each once before that, which does not count.
+    """
+    if warm:
+        ours(), theirs()
     found = []
     for index in range(pairs):
         first, second = (ours, theirs) if index % 2 else (theirs, ours)
         one, other = first(), second()
         found.append((one, other) if index % 2 else (other, one))
-    speeds = np.array(found)
+    return ratio_of(found)
+
+
+def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:
+    """The ratio of speeds that were measured in pairs (ours, theirs)."""
+    speeds = np.array(pairs)
     ratios = speeds[:, 0] / speeds[:, 1]
-    drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, pairs))
+    drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    ours_median, theirs_median = np.median(speeds, axis=0)
-    return Ratio(float(ours_median), float(theirs_median), float(np.median(ratios)), float(low), float(high), pairs)
-
-
-def show(name: str, unit: str, found: Ratio) -> None:
-    """One line for a person, one JSON line for a program."""
-    machine = f"{os.cpu_count()} CPUs, torch {version('torch')}, Python {platform.python_version()}"
-    sys.stderr.write(
-        f"{name}: {found.ours:.4g} against {found.theirs:.4g} {unit}, ratio {found.ratio:.3f} "
-        f"[{found.low:.3f}, {found.high:.3f}] over {found.pairs} pairs ({machine})\n"
-    )
-    sys.stdout.write(json.dumps({"benchmark": name, "unit": unit, **asdict(found)}) + "\n")
+    ours, theirs = np.median(speeds, axis=0)
+    return Ratio(float(ours), float(theirs), float(np.median(ratios)), float(low), float(high), len(ratios))

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from medray.benchmarks.plain_service import family
+from medray.benchmarks.processes import family
 from medray.config import PACKAGE
 from medray.tracking import journal
 from medray.training import checkpoint, handover, notes

@@ -3,12 +3,12 @@
 The network is an untrained 3D U-Net of 16 to 64 filters. Its answers are close to ties, so the share of labels that a
 switch changes is an upper bound. Peak memory is that of a process of its own, with a network that takes none and an
 allocator that keeps nothing.
-Command: uv run python -m medray.benchmarks.window [LENGTH of the volume's longest axis, default 256] [PAIRS]
+Command: uv run jobs/benchmark.py window [--quick] [--length VOXELS]
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import sys
 import time
@@ -24,7 +24,9 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from medray.benchmarks.ratio import PAIRS, compare, show
+from medray.benchmarks import report
+from medray.benchmarks.ratio import compare
+from medray.benchmarks.report import Row, Sheet, speeds
 from medray.inference.window import Forward, Windowing, estimate_bytes, labels, sliding_window
 
 WIDTHS = (16, 32, 64)
@@ -134,8 +136,8 @@ def _resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def compare_memory(shape: tuple[int, ...], cfg: Windowing) -> None:
-    """Print the peak of each way, and the forecast."""
+def compare_memory(sheet: Sheet, shape: tuple[int, ...], cfg: Windowing) -> None:
+    """The peak of each way, and the forecast."""
     runs: dict[str, Run] = {"MONAI": theirs, "medray": sliding_window, "medray, labels": labels}
     # Read by glibc when a process starts: large memory goes back at once, so that the peak tells what was asked for and
     # not what the heap kept of earlier sizes.
@@ -147,14 +149,13 @@ def compare_memory(shape: tuple[int, ...], cfg: Windowing) -> None:
         "medray": 4 * CLASSES * voxels + estimate_bytes(cfg, (1, *shape), CLASSES),
         "medray, labels": voxels + estimate_bytes(cfg, (1, *shape), CLASSES, "labels"),
     }
-    for name, peak in peaks.items():
-        said = f" (forecast {forecast[name] / 1e6:.0f})" if name in forecast else ""
-        sys.stderr.write(f"window/peak memory, {name}: {peak / 1e6:.0f} MB{said}\n")
-    sys.stdout.write(json.dumps({"benchmark": "window/peak memory", "unit": "bytes", **peaks}) + "\n")
+    said = {name: peak / 1e6 for name, peak in peaks.items()}
+    rows = [{"": name, "peak": peak, "forecast": forecast.get(name, 0) / 1e6 or None} for name, peak in said.items()]
+    sheet.table("Peak memory, MB", rows)
 
 
-def compare_switches(forward: Forward, image: Tensor, cfg: Windowing, pairs: int) -> None:
-    """Print what each switch gains over `cfg`, and what it changes."""
+def compare_switches(sheet: Sheet, forward: Forward, image: Tensor, cfg: Windowing, pairs: int) -> None:
+    """What each switch gains over `cfg`, and what it changes."""
 
     def autocast(windows: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -175,30 +176,37 @@ def compare_switches(forward: Forward, image: Tensor, cfg: Windowing, pairs: int
         change = float((found - plain)[:, inside].abs().max())
         moved = float((found.argmax(0) != plain.argmax(0))[inside].float().mean())
         ours = partial(speed, sliding_window, network, image, other)
-        title = f"window/{name} (probabilities to {change:.2g}, {moved:.2%} of labels)"
-        show(title, "volumes/s", compare(ours, partial(speed, sliding_window, forward, image, cfg), pairs))
+        gained = compare(ours, partial(speed, sliding_window, forward, image, cfg), pairs)
+        note = f"probabilities to {change:.2g}, {moved:.2%} of labels"
+        sheet.add(speeds(f"{name}, against none of the switches", "volumes/s", gained, note))
 
 
-def main(length: int = 256, pairs: int = PAIRS) -> None:
-    """Compare on a volume of length x length x 3/4 length under windows of 3/8, and print all."""
+def measure(cfg: argparse.Namespace, sheet: Sheet) -> None:
+    """A volume of length x length x 3/4 length under windows of 3/8: speed, memory, switches."""
+    length, pairs = 32 if cfg.quick else cfg.length, cfg.pairs
     shape, edge = (length, length, 3 * length // 4), 3 * length // 8
-    cfg = Windowing((edge, edge, edge), batch=BATCH)
+    windows = Windowing((edge, edge, edge), batch=BATCH)
     torch.manual_seed(0)
     network, image = UNet().eval(), volume(shape)
-    title = f"window/{'x'.join(map(str, shape))} under {edge}^3"
-    change = float((sliding_window(network, image, cfg) - theirs(network, image, cfg)).abs().max())
-    sys.stderr.write(f"{title}: probabilities agree with MONAI's to {change:.2g}\n")
+    title = f"{'x'.join(map(str, shape))} under {edge}^3"
+    change = float((sliding_window(network, image, windows) - theirs(network, image, windows)).abs().max())
+    ours, other = (partial(speed, run, network, image, windows) for run in (sliding_window, theirs))
+    note = f"probabilities agree to {change:.2g}"
+    sheet.add(speeds(f"{title}, against MONAI", "volumes/s", compare(ours, other, pairs), note))
     ways: dict[str, Run] = {"medray": sliding_window, "medray, labels": labels, "MONAI": theirs}
     for name, run in ways.items():
-        seconds, share = outside(run, network, image, cfg)
-        sys.stderr.write(f"{title}, {name}: {seconds:.3f} s outside of the network, {share:.2%} of the time\n")
-    ours, other = (partial(speed, run, network, image, cfg) for run in (sliding_window, theirs))
-    show(f"{title} against MONAI", "volumes/s", compare(ours, other, pairs))
-    ours, other = (partial(speed, run, even, image, cfg) for run in (sliding_window, theirs))
-    show(f"{title} without a network, against MONAI", "volumes/s", compare(ours, other, pairs))
-    compare_memory(shape, cfg)
-    compare_switches(network, image, cfg, pairs)
+        seconds, share = outside(run, network, image, windows)
+        sheet.add(Row(f"{title}, {name}, outside of the network", "s", seconds, note=f"{share:.2%} of the time"))
+    ours, other = (partial(speed, run, even, image, windows) for run in (sliding_window, theirs))
+    sheet.add(speeds(f"{title} without a network, against MONAI", "volumes/s", compare(ours, other, pairs)))
+    compare_memory(sheet, shape, windows)
+    compare_switches(sheet, network, image, windows, pairs)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """How large."""
+    parser.add_argument("--length", type=int, default=256, help="of the volume's longest axis")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    report.run("window", __doc__ or "", measure, sys.argv[1:], options)

@@ -1,4 +1,4 @@
-"""README's section on serving, line by line, with small models by its names."""
+"""docs/serving.md, line by line, with small models by its names."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from medray.tracking import registry
 from medray.tracking.run import client, start
 
 STANDING = registry.Standing("val/auroc", 0.9, 1, "data", "split")
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## Serving\n")[1].split("\n## ")[0]
+PAGE = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
 LINES = [
     line.split("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S)
     for line in block.splitlines()
 ]
 PORT = 8021
 
 
 def run(line: str, cwd: Path, code: int = 0) -> str:
-    """A line of README, with this environment's programs."""
+    """A line of the page, with this environment's programs."""
     line = line.replace("uv run jobs/", f"{sys.executable} {REPOSITORY}/jobs/").replace(":8000", f":{PORT}")
     line = re.sub(r"^medray ", f"{Path(sys.executable).parent}/medray ", line)
     found = subprocess.run(["sh", "-c", line], cwd=cwd, capture_output=True, text=True, check=False, timeout=200)
@@ -105,7 +105,7 @@ def test_several_models_and_what_is_asked_of_them(models: Path) -> None:
         line = line_with("respond-async").replace("/predict", "'/predict?model=liver'")
         assert json.loads(run(line, models))["state"] in ("pending", "running", "completed")
         assert "medray_requests_total" in run(line_with("/metrics"), models)
-        (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+        (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
         code = (
             code.replace(":8000", f":{PORT}").replace(', key="mk_..."', "").replace('nii.gz", ', 'nii.gz", "liver", ')
         )

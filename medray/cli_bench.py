@@ -14,7 +14,7 @@ from medray.config import PACKAGE, ConfigError
 Argument = Annotated[str, Parameter(allow_leading_hyphen=True)]
 NAMES = (
     *("loop", "input", "store", "window", "serve", "scaling", "tune", "start", "faults"),
-    *("isolation", "keeping", "lossless"),
+    *("isolation", "keeping", "lossless", "many"),
 )
 """Modules of medray/benchmarks, in the order in which they are listed."""
 

@@ -20,6 +20,7 @@ import cyclopts
 from medray.cluster import prepare_environment
 from medray.config import ConfigError
 
+GOES_ON = "a training, a search or a prediction goes on with the same command"
 GOODBYE_S = 3.0
 """How long Ray has for an orderly end."""
 FAILED, USAGE, DATA, PARTIAL, RESUMABLE, INTERRUPTED = 1, 2, 3, 5, 75, 130
@@ -64,17 +65,9 @@ def answer(app: cyclopts.App, arguments: list[str], stdout: TextIO) -> int:
     except (ConfigError, cyclopts.CycloptsError) as error:
         return _complain(str(error), USAGE)
     except KeyboardInterrupt:
-        return _complain(
-            "interrupted; a training goes on with: medray train --resume RUN, "
-            "a search or a prediction with the same command",
-            INTERRUPTED,
-        )
+        return _complain(f"interrupted; {GOES_ON}", INTERRUPTED)
     except Terminated:
-        return _complain(
-            "terminated; a training goes on with: medray train --resume RUN, "
-            "a search or a prediction with the same command",
-            RESUMABLE,
-        )
+        return _complain(f"terminated; {GOES_ON}", RESUMABLE)
     except Exception as error:
         code = _codes().get(type(error).__name__)
         if code is None:

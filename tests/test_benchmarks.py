@@ -186,3 +186,14 @@ def test_the_loops_benchmark_runs(tmp_path: Path) -> None:
     if peers.missing("lightning"):
         assert "not installed" in rows["lightning"].note
     assert all((row.ratio or 0) > 0 for row in found.rows if row.what in whole)
+
+
+def test_what_many_cases_cost_is_told_by_the_million(tmp_path: Path) -> None:
+    from medray.benchmarks import many
+
+    found = report.run("many", many.__doc__ or "", many.measure, ["--quick", "--out", str(tmp_path)], many.options)
+    rows = {row.what: row for row in found.rows}
+    assert all(row.ours is not None and row.ours > 0 for row in found.rows)
+    size = rows["the list that a worker gets"].ours
+    assert size is not None
+    assert 20 < size < 5000, "some hundred bytes a case"

@@ -174,8 +174,14 @@ def _largest(shares: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _values(label: Tensor) -> Tensor:
-    """The values of a label map in order: counted where they lie close together, which costs less than sorting."""
+    """Values in order, all those of a label map among them, and its largest the last.
+
+    Of a few that lie close together all are taken, found or not: one that is not there has no share of any voxel. More
+    are counted, which costs less than sorting, unless they lie far apart.
+    """
     low, high = (int(end) for end in torch.aminmax(label))
+    if high - low < CLASSES_AT_ONCE:
+        return torch.arange(low, high + 1, device=label.device).to(label.dtype)
     if high - low >= WIDEST:
         found: Tensor = torch.unique(label)
     else:

@@ -218,7 +218,10 @@ class Learner:
         spoilt = False
         if clip_norm is not None or self._half_on_cpu:
             self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), math.inf if clip_norm is None else clip_norm)
+            learned = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in learned if parameter.grad is not None])
+            if clip_norm is not None:
+                nn.utils.clip_grads_with_norm_(learned, clip_norm, norm)
             spoilt = self._half_on_cpu and not bool(torch.isfinite(norm))
         if not spoilt:
             self.scaler.step(self.optimizer)

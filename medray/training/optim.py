@@ -21,18 +21,19 @@ def build_optimizer(cfg: OptimizerSection, network: nn.Module, loaded: Collectio
         network: the network, not wrapped.
         loaded: names of the parameters that came from `network.weights`: their rate is lr * backbone_factor.
     """
+    # Fused: one pass over weights, gradients and moments, where each operation would make its own.
     groups = parameter_groups(network, loaded, cfg.lr, cfg.weight_decay, cfg.backbone_factor)
     match cfg.name:
         case "sgd":
-            return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov)
+            return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
         case "adagrad":
             return torch.optim.Adagrad(groups, lr=cfg.lr)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=cfg.lr, momentum=cfg.momentum)
         case "adam":
-            return torch.optim.Adam(groups, lr=cfg.lr, betas=cfg.betas)
+            return torch.optim.Adam(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas)
+            return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
 
 
 def l1_penalty(network: nn.Module) -> torch.Tensor:

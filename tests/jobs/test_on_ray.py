@@ -188,7 +188,7 @@ def test_ctrl_c_is_exit_130_and_sigterm_75_and_the_run_goes_on_with_resume(
         process.wait()
     said = (tmp_path / "stderr").read_text()
     assert found == code, said
-    assert f"medray: {word}; a training goes on with: medray train --resume RUN" in said
+    assert f"medray: {word}; a training, a search or a prediction goes on with the same command" in said
     assert "Traceback" not in said
     (folder,) = (home / "runs").glob(f"{name}-*")
     mlflow = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")

@@ -35,8 +35,8 @@ ENVIRONMENT = {
     # Relative paths keep their meaning in workers, and a worker's print appears once.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # The controller polls workers this often; its default of 2 s would hold up every epoch shorter than that.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # How often workers are asked whether they live, in seconds: each time costs them some of a step.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     # Where a node was just lost Ray may ask for more workers than fit: it is asked again with what there is by then.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     # At the end of a training nothing hangs on it; the default of 30 s would keep a run that was asked to stop.

@@ -121,3 +121,25 @@ def test_backbone_learns_slower_at_every_step() -> None:
 def test_l1_counts_weights_alone() -> None:
     expected = NETWORK[0].weight.abs().sum() + NETWORK[3].weight.abs().sum()
     torch.testing.assert_close(l1_penalty(NETWORK), expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam", "adamw"])
+def test_one_pass_over_everything_is_the_same_as_many(name: str) -> None:
+    """Weights and gradients in the memory order of images too, which a fused step must not mix up."""
+    cfg = OptimizerSection.model_validate({"name": name, "lr": 0.05, "weight_decay": 0.01})
+    networks = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(cfg, network, ())
+        if not fused:
+            for group in optimizer.param_groups:
+                group |= {"fused": False, "foreach": False}
+        for step in range(5):
+            image = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(step))
+            network(image.contiguous(memory_format=torch.channels_last)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        networks.append(network)
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

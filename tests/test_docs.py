@@ -52,7 +52,9 @@ SOMEWHERE_ELSE = {
     ),
     "sbatch --gpus-per-node=1 deploy/slurm.sh python jobs/train.py my.yaml": SLURM,
     "sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=32 deploy/slurm.sh python jobs/train.py my.yaml": (SLURM),
-    "uv run jobs/train.py my.yaml train.profile=true": "training/test_profile.py::test_a_training_leaves_trace_table_and_lines",
+    "uv run jobs/train.py my.yaml train.profile=true": (
+        "training/test_profile.py::test_a_training_leaves_trace_table_and_lines"
+    ),
     "uv run medray sync": "jobs/test_sync_verb.py::test_all_that_is_missing_is_delivered_once",
     "uv run --group peers jobs/benchmark.py loop": "jobs/test_bench_verb.py::test_the_job_is_there",
     "uv run medray bench": "jobs/test_bench_verb.py::test_without_a_name_it_lists_what_can_be_run",

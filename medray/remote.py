@@ -67,7 +67,7 @@ def local(path: Path) -> Path:
     fs, root = opened(url)
     if ".." in PurePosixPath(root).parts:
         raise ConfigError([f"{url}: '..' has no place in the path of a mirror"])
-    mirror = cluster.home() / MIRRORS / url.partition(":")[0]
+    mirror, root = cluster.home() / MIRRORS / url.partition(":")[0], root.strip("/")
     with _listing(mirror.parent / LISTINGS, url) as listing:
         known = _read(listing)
         try:
@@ -107,13 +107,14 @@ def opened(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        made = {"auto_mkdir": True} if "://" not in url or url.startswith("file:") else {}
+        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **made)
     except (ImportError, ValueError) as error:
         scheme = url.partition(":")[0]
         driver = DRIVERS.get(scheme)
         hint = f"install {driver} on every node, for example with 'medray[{scheme}]'" if driver else str(error)
         raise ConfigError([f"{url}: {scheme}:// cannot be read here; {hint}"]) from error
-    return fs, str(root).strip("/")
+    return fs, str(root).rstrip("/")
 
 
 def reason_of(error: BaseException) -> str:
@@ -122,20 +123,24 @@ def reason_of(error: BaseException) -> str:
 
 
 def marks(found: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Of each file of a listing its size and what changes when its content does."""
+    """Of each file of a listing its size and what changes when its content does; what stands for a folder is left out.
+
+    Raises:
+        PermissionError: a name would lead out of the folder that it is copied to.
+    """
+    wrong = next((name for name in found if ".." in PurePosixPath(name).parts), None)
+    if wrong is not None:
+        raise PermissionError(f"'{wrong}' would lie outside of its copy")
     keys = ("ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created")
     return {
         name.strip("/"): [info.get("size"), next((str(info[key]) for key in keys if info.get(key)), "")]
         for name, info in found.items()
+        if not name.endswith("/")
     }
 
 
 def _find(fs: Any, root: str) -> dict[str, list[Any]]:
-    found = marks(fs.find(root, detail=True))
-    wrong = next((name for name in found if ".." in PurePosixPath(name).parts), None)
-    if wrong is not None:
-        raise PermissionError(f"'{wrong}' would lie outside of its mirror")
-    return {name: mark for name, mark in found.items() if not name.endswith("/") and mark[0] is not None}
+    return {name: mark for name, mark in marks(fs.find(root, detail=True)).items() if mark[0] is not None}
 
 
 def _bring(
@@ -189,7 +194,9 @@ def _listing(folder: Path, url: str) -> Iterator[Path]:
     """The file that says what was mirrored from `url`, this process's alone while the block runs."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.json"
-    with file.with_suffix(".lock").open("a") as lock:
+    # One lock for all that lies in a bucket: a URL may lie within another.
+    bucket = "-".join(part for part in Path(url).parts[:2] if part != "/").replace(":", "")
+    with (folder / f"{bucket}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield file
 

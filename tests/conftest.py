@@ -28,6 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     """medray's home, empty."""
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MEDRAY_HOME", str(folder))
+    monkeypatch.delenv("MEDRAY_STORAGE", raising=False)
     return folder
 
 

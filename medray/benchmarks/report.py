@@ -196,13 +196,15 @@ def run(
 def _own_home() -> Iterator[None]:
     """What is drawn, stored and registered leaves nothing in the home of whoever measures."""
     before = os.environ.get("MEDRAY_HOME")
+    storage = os.environ.pop("MEDRAY_STORAGE", None)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as home:
         os.environ["MEDRAY_HOME"] = home
         try:
             yield
         finally:
             os.environ.pop("MEDRAY_HOME")
-            os.environ.update({} if before is None else {"MEDRAY_HOME": before})
+            kept = {"MEDRAY_HOME": before, "MEDRAY_STORAGE": storage}
+            os.environ.update({name: value for name, value in kept.items() if value is not None})
 
 
 def _leave(*_: object) -> None:

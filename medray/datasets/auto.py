@@ -12,6 +12,7 @@ from medray.config import ConfigError, load_plugin, nearest, plugins
 from medray.datasets.files import absolute
 from medray.datasets.seen import look
 from medray.datasets.signs import SIGNS, Found
+from medray.remote import here
 from medray.sections.base import AbsolutePath, DatasetSection
 from medray.types import Dataset
 
@@ -54,7 +55,7 @@ def scan(cfg: Config) -> Dataset:
     found = detect(cfg)
     module = load_plugin("datasets", found.layout)
     given = {key: getattr(cfg, key) for key in sorted(cfg.model_fields_set - {"name", "path"})}
-    dataset: Dataset = module.scan(_settings(module.Config, {**found.settings, **given}, found.layout))
+    dataset: Dataset = module.scan(here(_settings(module.Config, {**found.settings, **given}, found.layout)))
     return replace(dataset, notes=(f"looks like {found.layout}: {found.why}", *dataset.notes))
 
 

@@ -61,8 +61,8 @@ def augment_pair(
             work = _changed(work, motion.rows, partial(_resample, grid=grid))
         else:
             at = torch.from_numpy(motion.rows).to(work.device)
-            image, label = _resample_pair(work.index_select(0, at), moved.index_select(0, at), grid)
-            work, moved = work.index_copy_(0, at, image), moved.index_copy_(0, at, label)
+            read, classes = _resample_pair(work.index_select(0, at), moved.index_select(0, at), grid)
+            work, moved = work.index_copy_(0, at, read), moved.index_copy_(0, at, classes)
     for rows, change in steps:
         work = _changed(work, rows, change)
     return work.to(image.dtype), moved

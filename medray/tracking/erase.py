@@ -27,7 +27,7 @@ from mlflow.tracking import MlflowClient
 from medray.cluster import home
 from medray.config import ConfigError
 from medray.pipeline.hashes import HASHES
-from medray.remote import MIRRORS, forget
+from medray.remote import LISTINGS, LISTS, MIRRORS, forget
 from medray.tracking import pseudonyms
 from medray.tracking.run import client
 from medray.tracking.subject import (
@@ -114,6 +114,11 @@ def erase(
     for file in sorted(person.files):
         if file.is_relative_to(home() / MIRRORS) and file.is_file():
             job.remove("mirror", _shown(file), file, partial(forget, file))
+    job.left += [
+        f"{_shown(table)}: a table of data elsewhere that names them; mend it at its source"
+        for table in sorted((home() / MIRRORS).rglob("*"))
+        if table.suffix.lower() in LISTS and LISTINGS not in table.parts and _mentions(table, person.people)
+    ]
     job.left += remote + list(person.unread)
     proof = {
         "subject": pseudonyms.pseudonym(subject, secret),

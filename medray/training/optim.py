@@ -21,11 +21,12 @@ def build_optimizer(cfg: OptimizerSection, network: nn.Module, loaded: Collectio
         network: the network, not wrapped.
         loaded: names of the parameters that came from `network.weights`: their rate is lr * backbone_factor.
     """
-    # Fused: one pass over weights, gradients and moments, where each operation would make its own.
+    # Fused: one pass over weights, gradients and moments, where each operation would make its own. Not SGD: where its
+    # first step is skipped for infinite fp16 gradients, torch 2.15 goes on from a momentum that was never filled.
     groups = parameter_groups(network, loaded, cfg.lr, cfg.weight_decay, cfg.backbone_factor)
     match cfg.name:
         case "sgd":
-            return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
+            return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov)
         case "adagrad":
             return torch.optim.Adagrad(groups, lr=cfg.lr)
         case "rmsprop":

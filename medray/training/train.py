@@ -30,7 +30,8 @@ from medray.training.folder import (
 )
 from medray.training.folds import cross_validate
 from medray.training.live import LiveRecord, status_of
-from medray.training.offsite import bring, bring_back, copied
+from medray.training.offsite import copied
+from medray.training.offsite_store import bring, bring_back
 from medray.training.progress import Progress, say
 from medray.training.stopping import Stopping, stoppable
 
@@ -110,12 +111,13 @@ def _run(experiment: Experiment, folder: Path, began: float | None, word: str = 
 
 def _train_fold(experiment: Experiment, folder: Path, parent: str, stopping: Stopping) -> dict[str, Any]:
     """The training of one fold in `folder`, or its result if it is finished."""
+    bring(folder.name)
     if (folder / RESULT).is_file():
         done: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return done
     folder.mkdir(exist_ok=True)
     (folder / EXPERIMENT).write_text(to_yaml(experiment), encoding="utf-8")
-    with locked(folder):
+    with locked(folder), copied(folder):
         return _train(experiment, folder, Progress(time.time()), stopping, parent)
 
 

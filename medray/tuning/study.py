@@ -18,7 +18,8 @@ from medray.pipeline.prepare import Prepared, prepare
 from medray.training.checkpoint import StorageError
 from medray.training.folder import EXPERIMENT, RESULT, RUNS, RunNotFound, interrupted, locked, new_folder, write_whole
 from medray.training.goal import measured_by, monitor_of, monitor_sign, task_of
-from medray.training.offsite import bring, bring_back, copied
+from medray.training.offsite import copied
+from medray.training.offsite_store import bring, bring_back
 from medray.training.progress import say
 from medray.training.train import check_same_data
 from medray.tuning import trials as records

@@ -144,7 +144,9 @@ def test_mirrors_of_data_elsewhere_are_copies_too(images: Path, home: Path) -> N
     mirror = home / "mirrors" / "memory" / "ward" / "images"
     assert hash_tree(mirror) == hash_tree(images)
     asked = sorted(path.name for path in images.glob("*/*"))[0]
+    (mirror / "labels.csv").write_text(f"file,label\n{asked}/a.png,1\n")
     result = erase(asked)
+    assert any("labels.csv: a table of data elsewhere that names them" in line for line in result["left"])
     gone = [item["place"] for item in result["removed"] if item["what"] == "mirror"]
     assert gone
     assert all(f"/{asked}/" in place for place in gone)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import boto3
+import fsspec
 import pytest
 from conftest import tiny
 from object_store import BUCKET, names, served
 
 from medray.config import ConfigError, Experiment, override
-from medray.training import checkpoint, offsite
-from medray.training.checkpoint import SUMS, State
-from medray.training.folder import new_folder
-from medray.training.offsite import Copy, bring, bring_back, copied
+from medray.training import checkpoint, offsite, offsite_store
+from medray.training.checkpoint import SUMS, State, StorageError
+from medray.training.folder import RunLocked, new_folder
+from medray.training.offsite import Copy, copied
+from medray.training.offsite_store import bring, bring_back
 from medray.training.train import train
 
 
@@ -25,6 +30,9 @@ from medray.training.train import train
 def storage(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[str]:  # noqa: ARG001
     with served(monkeypatch) as url:
         monkeypatch.setenv("MEDRAY_STORAGE", f"{url}/medray/")
+        monkeypatch.setattr(offsite_store, "POLL_S", 0.02)
+        monkeypatch.setattr(offsite_store, "ALIVE_S", 0.3)
+        monkeypatch.setattr(offsite, "CLAIM_S", 0.0)
         yield f"{url}/medray"
 
 
@@ -65,7 +73,8 @@ def test_sums_come_last_and_go_first(storage: str, image_folder: Path) -> None:
     folder = new_folder(tiny(image_folder))
     keep(folder, 1, 1.0)
     copy = Copy(folder, storage)
-    copy._fs = fs = Recorded(copy._fs)
+    fs = Recorded(copy._place.fs)
+    copy._place = replace(copy._place, fs=fs)
     copy.sync()
     keep(folder, 2, 2.0)
     (folder / "checkpoints" / "step-00000003.abc.partial").mkdir()
@@ -79,6 +88,7 @@ def test_sums_come_last_and_go_first(storage: str, image_folder: Path) -> None:
     assert fs.acts.index(f"rm {one}/{SUMS}") < fs.acts.index(f"rm {one}/network.safetensors")
     assert set(there(folder)) == {
         "experiment.yaml",
+        "owner.json",
         *(f"{two}/{name}" for name in (SUMS, "network.safetensors", "values.json")),
     }
     sent = len(fs.acts)
@@ -94,11 +104,12 @@ def test_another_start_sends_what_differs_alone(storage: str, image_folder: Path
     Copy(folder, storage).sync()
     keep(folder, 2, 3.0)
     again = Copy(folder, storage)
-    again._fs = fs = Recorded(again._fs)
+    fs = Recorded(again._place.fs)
+    again._place = replace(again._place, fs=fs)
     again.sync()
     assert "put checkpoints/step-00000001/network.safetensors" not in fs.acts
     shutil.rmtree(folder)
-    assert bring(folder.name)
+    bring(folder.name)
     assert float(checkpoint.load(folder / "checkpoints" / "step-00000002").shared.tensors["network/w"][0]) == 3.0
     assert checkpoint.problem_of(folder / "checkpoints" / "step-00000002") == ""
 
@@ -154,7 +165,7 @@ def test_a_storage_that_is_away_holds_up_nothing(
         with copied(folder):
             keep(folder, 1, 1.0)
     said = capsys.readouterr().err
-    assert said.count("cannot be written: ConnectionError: no route to host; the run goes on") == 1
+    assert said.count("cannot be written: ConnectionError: no route to host; the run's folder has all") == 1
     assert f"does not have all of {folder.name}; {folder} has it" in said
     with copied(folder):
         pass
@@ -168,6 +179,116 @@ def test_a_storage_that_nobody_can_write_to_is_said_at_once(
     with pytest.raises(ConfigError, match="install gcsfs"):
         train(tiny(image_folder))
     assert not (home / "runs").is_dir() or not list((home / "runs").iterdir())
+
+
+def test_a_folder_that_is_not_there_deletes_nothing(storage: str, image_folder: Path, tmp_path: Path) -> None:
+    folder = new_folder(tiny(image_folder))
+    keep(folder, 1, 1.0)
+    copy = Copy(folder, storage)
+    copy.sync()
+    before = set(there(folder))
+    shutil.move(folder, tmp_path / "away")
+    with pytest.raises(OSError, match=r"No such file|not there"):
+        copy.sync()
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError):
+        copy.sync()
+    assert set(there(folder)) == before
+
+
+def test_what_another_machine_has_brought_further_is_taken_and_not_overwritten(
+    storage: str, image_folder: Path, tmp_path: Path, home: Path
+) -> None:
+    experiment = tiny(image_folder)
+    folder = new_folder(experiment)
+    keep(folder, 1, 1.0)
+    Copy(folder, storage).sync()
+    shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    (tmp_path / "elsewhere" / folder.name / offsite_store.NAME).unlink()
+    other = Copy(tmp_path / "elsewhere" / folder.name, storage)
+    keep(tmp_path / "elsewhere" / folder.name, 2, 2.0)
+    time.sleep(0.4)
+    other.sync()
+    late = Copy(folder, storage)
+    time.sleep(0.4)
+    with pytest.raises(RunLocked, match="further"):
+        late.sync()
+    assert f"checkpoints/step-00000002/{SUMS}" in there(folder)
+    time.sleep(0.4)
+    bring_back(experiment)
+    assert (folder / "checkpoints" / "step-00000002" / SUMS).is_file()
+    (aside,) = (home / "runs" / ".older").iterdir()
+    assert (aside / "checkpoints" / "step-00000001" / SUMS).is_file()
+
+
+def test_a_run_is_one_machines_alone(storage: str, image_folder: Path, home: Path) -> None:
+    experiment = tiny(image_folder)
+    folder = new_folder(experiment)
+    first = Copy(folder, storage)
+    first.sync()
+    shutil.move(folder, home / "elsewhere")
+    beating = threading.Event()
+
+    def beat() -> None:
+        while not beating.wait(0.05):
+            first._place.claim(first._me)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(RunLocked, match="is being run on"):
+            bring_back(experiment)
+    finally:
+        beating.set()
+        thread.join()
+    bring_back(experiment)
+    assert folder.is_dir(), "whoever says nothing any more has ended"
+
+
+@pytest.mark.usefixtures("storage")
+def test_folds_are_copied_too(image_folder: Path) -> None:
+    experiment = override(
+        tiny(image_folder),
+        {"split.method": "auto", "train.folds": 2, "train.epochs": 1, "tracking.register_model": False},
+    )
+    result = train(experiment)
+    results = [name for name in names() if name.endswith("/result.json")]
+    assert len(results) == 3, results
+    assert result["run"] in results[0]
+
+
+@pytest.mark.usefixtures("storage")
+def test_names_that_lead_elsewhere_and_folders_are_no_files(image_folder: Path, home: Path) -> None:
+    client = boto3.client("s3")
+    folder = new_folder(tiny(image_folder))
+    shutil.rmtree(folder)
+    client.put_object(Bucket=BUCKET, Key=f"medray/runs/{folder.name}/", Body=b"")
+    client.put_object(Bucket=BUCKET, Key=f"medray/runs/{folder.name}/experiment.yaml", Body=b"x")
+    client.put_object(Bucket=BUCKET, Key=f"medray/runs/{folder.name}/../../../../stolen", Body=b"x")
+    with pytest.raises(StorageError, match="would lie outside"):
+        bring(folder.name)
+    client.delete_object(Bucket=BUCKET, Key=f"medray/runs/{folder.name}/../../../../stolen")
+    bring(folder.name)
+    assert [file.name for file in folder.iterdir()] == ["experiment.yaml"]
+    assert not list(home.parent.rglob("stolen"))
+
+
+def test_a_storage_that_does_not_answer_at_the_start_is_for_later(
+    storage: str, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(StorageError, match=f"MEDRAY_STORAGE: {storage} cannot be read"):
+        train(tiny(image_folder))
+
+
+def test_a_folder_on_another_disk_is_a_storage_too(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDRAY_STORAGE", str(tmp_path / "vault"))
+    result = train(override(tiny(image_folder), {"train.epochs": 1, "tracking.register_model": False}))
+    assert (tmp_path / "vault" / "runs" / result["run"] / "bundle" / "weights.safetensors").is_file()
 
 
 def _break_off(experiment: Experiment, monkeypatch: pytest.MonkeyPatch, after: int) -> None:

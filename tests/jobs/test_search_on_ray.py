@@ -221,7 +221,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on(experiment: Path, home: Path, tmp_p
         process.kill()
         process.wait()
     wait_until_gone(below)
-    assert "a search or a prediction with the same command" in (tmp_path / "stderr").read_text()
+    assert "a training, a search or a prediction goes on with the same command" in (tmp_path / "stderr").read_text()
     found = job("tune.py", "--resume", folder.name)
     assert (found["run"], found["trials"], found["finished"]) == (folder.name, 3, 3)
 

@@ -104,3 +104,5 @@ def made(settings: list[str], world: World, place: World) -> Learner:
 
 if __name__ == "__main__":
     main()
+    # All is written: a thread that gloo left behind could abort the process at its end.
+    os._exit(0)

@@ -25,6 +25,7 @@ Step = tuple[Rows, Callable[[Tensor], Tensor]]
 CLASSES_AT_ONCE = 8
 """Of label maps with more classes so many are resampled at a time."""
 WIDEST = 1 << 12
+"""Values of a label map that lie further apart are sorted, not counted."""
 
 
 def augment(image: Tensor, cfg: AugmentSection, seed: int, epoch: int, index: np.ndarray) -> Tensor:

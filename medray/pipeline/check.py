@@ -18,7 +18,7 @@ from medray.pipeline.hashes import HASHES
 from medray.pipeline.integrity import dataset_files, verify
 from medray.pipeline.split import split
 from medray.pipeline.survey import Measured, Read, Survey, chunks, measure_chunk
-from medray.remote import here
+from medray.remote import mirrored
 from medray.sections.data import SplitSection
 from medray.types import Dataset, InputError, Split
 
@@ -90,7 +90,7 @@ def _refused_whole(experiment: Experiment, error: InputError, seconds: float) ->
 
 def _altered(experiment: Experiment, dataset: Dataset) -> Iterator[Finding]:
     """Files that are not those of dataset.manifest."""
-    manifest = here(experiment.dataset).manifest
+    manifest = mirrored(experiment.dataset).manifest
     if manifest is not None:
         cache = home() / "stores" / HASHES
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from medray.pipeline.plan_yaml import as_yaml
 from medray.pipeline.speed import Budget
 from medray.pipeline.split import split
 from medray.pipeline.survey import Read
-from medray.remote import here
+from medray.remote import mirrored
 from medray.sections.base import is_remote, url_of
 from medray.types import Dataset
 
@@ -139,7 +139,7 @@ def _own_sections(data: str, experiment: Experiment) -> Tree:
         named = re.sub(r"[^A-Za-z0-9_.-]", "-", path.absolute().name.split(".")[0]).lstrip("_.-") or "mine"
     section: Tree = experiment.dataset.model_dump(mode="json", exclude_unset=True)
     if isinstance(experiment.dataset, auto.Config):
-        settings = here(experiment.dataset)
+        settings = mirrored(experiment.dataset)
         layout, mirror, place = auto.detect(settings), str(settings.path), url_of(experiment.dataset.path)
         places = {
             key: str(value).replace(mirror, place, 1) if isinstance(value, Path) else value
@@ -156,7 +156,7 @@ def _modality(found: Fingerprint, experiment: Experiment) -> str:
     said = found.common("modality")
     if len(said) == 1 and (only := next(iter(said))) != "OT":
         return str(only)
-    place = getattr(here(experiment.dataset), "path", None)
+    place = getattr(mirrored(experiment.dataset), "path", None)
     file = place / "dataset.json" if isinstance(place, Path) else None
     if file is None or not file.is_file():
         return ""

@@ -22,7 +22,7 @@ from medray.pipeline.integrity import dataset_files, verify
 from medray.pipeline.shelf import Refusal, StoreError
 from medray.pipeline.split import SplitIndices, split
 from medray.pipeline.store import Store, build, on_this_node
-from medray.remote import here
+from medray.remote import mirrored
 from medray.types import IGNORED, Array, Dataset, NetworkIO
 
 Kind = Literal["classes", "numeric", "dense"]
@@ -126,7 +126,7 @@ def prepare(experiment: Experiment, root: Path, mapper: Mapper[Any, Any] = map) 
         dataset = replace(dataset, classes=dataset.quantities)
     indices = split(dataset, experiment.split)
     root.mkdir(parents=True, exist_ok=True)
-    _check_integrity(dataset, here(experiment.dataset).manifest, root / HASHES)
+    _check_integrity(dataset, mirrored(experiment.dataset).manifest, root / HASHES)
     store: Store | CaseStore
     if dense:
         store = casestore.build(dataset.refs, casestore.recipe_of(dataset, experiment.preprocess), root, mapper)

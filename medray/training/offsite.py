@@ -7,7 +7,6 @@ being run elsewhere: `owner.json` there says by whom, and is written again as lo
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import threading
@@ -78,8 +77,12 @@ class Copy:
         Raises:
             RunLocked: another machine has the run.
         """
-        with contextlib.suppress(OSError):  # it may answer later
+        try:
             self._place.require_free(self._me)
+        except RunLocked:
+            raise
+        except Exception as error:
+            self._complain(error)  # it may answer later
         self._thread.start()
 
     def finish(self, patience_s: float) -> None:
@@ -102,14 +105,17 @@ class Copy:
         try:
             self.sync()
         except Exception as error:
-            if not self._complained:
-                say(f"warning: {self._place.url} cannot be written: {reason_of(error)}; the run's folder has all")
-            self._complained = True
+            self._complain(error)
             return False
         if self._complained:
             say(f"{self._place.url} can be written again")
         self._complained = False
         return True
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complained:
+            say(f"warning: {self._place.url} cannot be written: {reason_of(error)}; the run's folder has all")
+        self._complained = True
 
     def sync(self) -> None:
         """Send what is new, sums last; then delete what is gone, sums first.

@@ -281,6 +281,9 @@ def test_a_storage_that_does_not_answer_at_the_start_is_for_later(
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(StorageError, match=f"MEDRAY_STORAGE: {storage} cannot be read"):
         train(tiny(image_folder))
+    monkeypatch.setattr(offsite, "PATIENCE_S", 0.0)
+    once = override(tiny(image_folder), {"train.epochs": 1, "tracking.register_model": False})
+    assert train(once, new=True)["tracked"], "a run that begins anew needs nothing of it"
 
 
 def test_a_folder_on_another_disk_is_a_storage_too(
